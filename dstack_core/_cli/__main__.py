@@ -1,0 +1,5 @@
+"""`python -m dstack_core._cli` is `dstack`."""
+
+from dstack_core._cli import main
+
+main()

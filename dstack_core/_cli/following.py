@@ -1,0 +1,103 @@
+"""Following a run that was just submitted, to its end: its output, its ports, and what Ctrl+C means meanwhile."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Self
+
+from dstack_core.errors import AttachError, ClientError, PortUsedError
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from dstack_core._client.client import Client
+    from dstack_core._client.run import Run
+
+
+class Interrupts:
+    """While in its block, Ctrl+C stops the run politely, once more at once, and a third time leaves it alone.
+
+    The output goes on meanwhile, so that what the run says at its end is seen.
+    """
+
+    def __init__(self, client: Client, run: Run) -> None:
+        self._client = client
+        self._run = run
+        self._count = 0
+
+    def __enter__(self) -> Self:
+        self._before = signal.signal(signal.SIGINT, self._interrupted)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _interrupted(self, _number: int, _frame: FrameType | None) -> None:
+        self._count += 1
+        if self._count > 2:
+            raise KeyboardInterrupt
+        abort = self._count == 2
+        said = "Aborting" if abort else "Stopping"
+        hint = "once more leaves it" if abort else "again aborts it"
+        # Not print: this may come in the middle of one.
+        os.write(2, f"\n{said} {self._run.name}; Ctrl+C {hint}\n".encode())
+        # Not here: this may come in the middle of another request.
+        threading.Thread(target=self._stop, args=(abort,), name="dstack-stop", daemon=True).start()
+
+    def _stop(self, abort: bool) -> None:
+        try:
+            self._client.client.stop_runs(self._client.project, ids=[self._run.id], abort=abort)
+        except ClientError as error:
+            os.write(2, f"{self._run.name} could not be stopped: {error}\n".encode())
+
+
+def follow(client: Client, run: Run) -> int:
+    """Attaches, prints the output to its end, and says how the run ended.
+
+    Returns:
+        Exit code: that of the run, or 1 if it ended badly without one.
+    """
+    say(f"{run.name} is submitted. Ctrl+C stops it.")
+    with Interrupts(client, run), run:
+        with _waiting(f"{run.name} is being started"):
+            _attach(run)
+        for port, local in sorted((run.ports or {}).items()):
+            say(f"Port {port} of {run.name} is at 127.0.0.1:{local}")
+        for chunk in run.logs():
+            sys.stdout.buffer.write(chunk)
+            sys.stdout.buffer.flush()
+        run.refresh()
+    if run.message:
+        say(run.message)
+    return 0 if run.status.value == "done" else run.exit_code or 1
+
+
+def _attach(run: Run) -> None:
+    """Its output can be read even if its ports cannot be reached."""
+    try:
+        run.attach()
+    except (AttachError, PortUsedError) as error:
+        say(f"dstack: {error}")
+
+
+def say(text: str) -> None:
+    """To whoever watches, apart from the output."""
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _waiting(text: str) -> Iterator[None]:
+    """Shows that something goes on, where somebody looks."""
+    from rich.console import Console
+
+    shown = Console(stderr=True, highlight=False)
+    if not shown.is_terminal:
+        yield
+        return
+    with shown.status(text):
+        yield

@@ -1,0 +1,1 @@
+"""The client: what `dstack.api` re-exports. Imports nothing at start-up but the standard library; see `connection`."""
