@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from uuid import uuid4
@@ -110,8 +110,13 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 # -- setting cases aside ----------------------------------------------------------------------------------------------
 
 
-def another(self: object) -> None:
-    """What an author would put in the place of a case."""
+def replacement() -> Callable[[object], None]:
+    """What an author would put in the place of a case: a new one each time, since pytest's marks stay on a function."""
+
+    def another(self: object) -> None:
+        """Is it something else?"""
+
+    return another
 
 
 def test_a_case_is_set_aside_only_with_a_reason() -> None:
@@ -129,12 +134,12 @@ def test_a_case_that_does_not_exist_cannot_be_set_aside() -> None:
 def test_a_case_cannot_be_replaced_silently() -> None:
     """Overriding it would set it aside without a word."""
     with pytest.raises(TypeError, match="set it aside and say why"):
-        type("TestMine", (BackendSuite,), {"test_get_agrees_with_create": another})
+        type("TestMine", (BackendSuite,), {"test_get_agrees_with_create": replacement()})
 
 
 def test_a_case_may_be_replaced_by_one_that_says_why() -> None:
     """The ordinary way of pytest."""
-    replaced = pytest.mark.xfail(reason="our cloud forgets")(another)
+    replaced = pytest.mark.xfail(reason="our cloud forgets")(replacement())
     type("TestMine", (BackendSuite,), {"test_get_agrees_with_create": replaced})
 
 

@@ -172,11 +172,12 @@ async def test_an_unclear_create_ends_in_one_instance(server: Server) -> None:
 
 async def test_a_spot_interruption_is_retried_when_the_policy_says_so(server: Server) -> None:
     """The instance is taken away: another attempt on another instance, its output after the first one's."""
-    env = {"GO": str(server.folder / "go")}
-    task = Task(commands=["echo $$", "[ -e $GO ] || sleep 1000", "echo end"], env=env)
+    first = server.folder / "first"
+    task = Task(
+        commands=["echo $$", "[ -e $FIRST ] || { touch $FIRST; sleep 1000; }", "echo end"], env={"FIRST": str(first)}
+    )
     run = await server.submit(task, retry_policy=RetryPolicy(retry=True))
-    run = await server.until(run, lambda seen: seen.status is S.RUNNING)
-    (server.folder / "go").touch()
+    run = await server.until(run, lambda seen: seen.status is S.RUNNING and first.exists())
     await asyncio.to_thread(server.cloud.end, "i-1", StateReason.SPOT_INTERRUPTION)
     run = await server.end(run)
     attempts = run.jobs[0].job_submissions

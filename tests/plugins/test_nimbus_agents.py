@@ -70,7 +70,7 @@ def test_an_agent_is_the_process_that_was_started(nimbus: NimbusServer, tmp_path
     server = order(nimbus, list(agent_command(build_agent(tmp_path / "agent"))))["id"]
     sock = tmp_path / "servers" / server / "agent.sock"
     pid = wait_until(lambda: sock.exists() and agent_health(sock)["pid"], what="the agent")
-    assert ask(nimbus, "GET", f"/{server}")["status"] == "running"
+    wait_until(lambda: ask(nimbus, "GET", f"/{server}")["status"] == "running", what="the server to run")
     ask(nimbus, "DELETE", f"/{server}?delete_disks=true")
     wait_until(lambda: ask(nimbus, "GET", f"/{server}")["status"] == "deleted", what="the server's end")
     assert zombie(pid)
