@@ -14,7 +14,7 @@ from uuid import UUID
 
 from dstack_core._engine.instances import MISSED
 from dstack_core._store import StoreError
-from dstack_core.testing.simcloud import SimInstance
+from dstack_core.testing import SimInstance
 
 if TYPE_CHECKING:
     from tests.sim.world import World

@@ -6,7 +6,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from dstack_core.testing.simcloud import Drought, Idempotency, Weather
+from dstack_core.testing import Drought, Weather
+from dstack_core.testing.simcloud import Idempotency
 from tests.sim.users import Wish
 
 TROUBLES = {

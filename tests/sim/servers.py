@@ -21,7 +21,7 @@ from dstack_core._store.databases import Sqlite
 from dstack_core._store.logs import LogStore
 from dstack_core._store.store import FaultPoint, Store
 from dstack_core._store.vault import Vault
-from dstack_core.testing.simcloud import SimCloud
+from dstack_core.testing import SimCloud
 from tests.sim.agents import Network
 from tests.sim.loop import Killed, Process, SimLoop, VirtualClock, VirtualIds
 

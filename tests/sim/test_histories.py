@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dstack_core.testing.simcloud import Weather
+from dstack_core.testing import Weather
 from tests.sim.bugs import BUGS
 from tests.sim.crashes import SCENARIOS, points_of, scenario_world
 from tests.sim.plan import Plan

@@ -28,7 +28,7 @@ from dstack_core._engine.restoring import Kept
 from dstack_core._store.code import CodeStore
 from dstack_core._store.store import FaultPoint, Store
 from dstack_core.errors import Scope
-from dstack_core.testing.simcloud import Drought, Script, SimClock, SimCloud
+from dstack_core.testing import Drought, Script, SimClock, SimCloud
 from tests.sim.checks import WATCH, Checks, Reader
 from tests.sim.loop import SimLoop
 from tests.sim.plan import TROUBLES, Plan

@@ -204,7 +204,7 @@ class SimCloud:
     Args:
         clock: virtual time.
         seed: decides what is left to chance.
-        key: names it in this process (`SimCloudConfig.cloud`).
+        key: names it in this process, for the configuration of its backend.
         types: what can be bought.
         regions: zones by region.
         idempotency: what a repeated create call does.
