@@ -87,7 +87,10 @@ def _one_look_is_enough() -> AbstractContextManager[None]:
     """An instance that is not listed at once counts as absent."""
 
     async def find(self: InstanceHandler, lease: Any, it: Any) -> Any:
-        listed = await self._backends.list_instances(it.request.offer.backend, it.request.owner)
+        try:
+            listed = await self._backends.list_instances(it.request.offer.backend, it.request.owner)
+        except BackendError as error:
+            return self._saw(InstanceEvent.UNCLEAR, message=str(error))
         found = [one for one in listed if one.intent == it.id]
         if found:
             return self._accepted(found[0])

@@ -197,8 +197,8 @@ def _outlived(plan: Plan, rng: random.Random) -> None:
 
 def _replayed(plan: Plan, rng: random.Random) -> None:
     """Answers to create calls get lost, and a cloud that was asked again says that it was another request."""
-    plan.idempotency, plan.runs = rng.choice(("token", "name")), 3
-    plan.hook_faults |= {("create", "lost after"): 0.4, ("create", "mismatch"): 0.4}
+    plan.idempotency, plan.runs, plan.weather.list_lag = rng.choice(("token", "name", "tags")), 3, (20, 85)
+    plan.hook_faults |= {("create", "lost after"): 0.4, ("create", "mismatch"): 0.7}
 
 
 def _made_too_late(plan: Plan, rng: random.Random) -> None:
@@ -253,12 +253,12 @@ def _short(plan: Plan, rng: random.Random) -> None:
 
 STEERINGS: tuple[Steering, ...] = (
     _outlived,
-    _replayed,
+    _at_the_agent,
     _made_too_late,
     _old_copy,
     _slow_end,
     _unlisted,
-    _at_the_agent,
+    _replayed,
     _led_astray,
     _short,
 )
