@@ -74,7 +74,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def sim(session: nox.Session) -> None:
-    """Simulated histories of engine and store: 500, or as many as `-- --seeds N` says."""
+    """Simulated histories of engine and store: 500, which must reach everything, or as many as `-- --seeds N` says."""
     install(session, TESTS)
     session.run("python", "-m", "tests.sim", *(session.posargs or ["--seeds", "500"]))
 

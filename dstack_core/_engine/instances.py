@@ -53,7 +53,7 @@ ALARM_AFTER = timedelta(minutes=15)
 
 CHECK_RUNNING_EVERY = 60.0
 _STILL_THERE = (InstanceEvent.SILENT, InstanceEvent.REACHED)
-_MISSED = "the cloud does not list it any more, and its agent does not answer"
+MISSED = "the cloud does not list it any more, and its agent does not answer"
 _PROMPTLY = timedelta(seconds=5)
 """How long after it was written down a call to a cloud is still made."""
 _REACH_PATIENCE = 3.0
@@ -444,7 +444,7 @@ class InstanceHandler:
             seen = self._described(it, instance, endpoint, fresh=is_heard or self._is_fresh(it))
         if it.unlisted >= ROUNDS and seen.event in _STILL_THERE and not is_heard and await self._is_silent(it):
             # Its end is asked for all the same: what is not listed may cost money.
-            return self._saw(InstanceEvent.LEAVING, message=_MISSED)
+            return self._saw(InstanceEvent.LEAVING, message=MISSED)
         return seen
 
     async def _is_heard(self, it: _Snapshot) -> bool:

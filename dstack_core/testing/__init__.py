@@ -2,7 +2,8 @@
 
 `BackendSuite` holds a backend against its contract, `NimbusServer` is a small cloud to try it on, and the protocols
 (`Cloud` and the abilities after it) say what a cloud under test may offer. A cloud of your own gets what goes wrong
-from `FaultPlane`, and real machines from `Fleet`. Loaded when they are first used: `wait_until` alone costs nothing.
+from `FaultPlane`, and real machines from `Fleet`. `SimCloud` is a cloud in memory, on a virtual clock. Loaded when they
+are first used: `wait_until` alone costs nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +34,21 @@ if TYPE_CHECKING:
     from dstack_core.testing._suite import BackendSuite
     from dstack_core.testing.fleet import Fleet, FleetUnavailable, Machine, MachineResult
     from dstack_core.testing.nimbus import NimbusServer
+    from dstack_core.testing.simcloud import (
+        Drought,
+        Faults,
+        Meter,
+        Script,
+        SimClock,
+        SimCloud,
+        SimInstance,
+        SimJob,
+        SimJobState,
+        SimMachine,
+        SimRefused,
+        SimType,
+        Weather,
+    )
 
 wait_until.__module__ = __name__
 
@@ -43,35 +59,61 @@ __all__ = [
     "Catalogued",
     "Cloud",
     "Counting",
+    "Drought",
     "Event",
     "Eventful",
     "Failure",
     "Fault",
     "FaultPlane",
+    "Faults",
     "Faulty",
     "Fleet",
     "FleetUnavailable",
     "Lagging",
     "Machine",
     "MachineResult",
+    "Meter",
     "NimbusServer",
+    "Script",
     "Server",
+    "SimClock",
+    "SimCloud",
+    "SimInstance",
+    "SimJob",
+    "SimJobState",
+    "SimMachine",
+    "SimRefused",
+    "SimType",
     "Stocked",
     "Struck",
     "Truth",
     "Truthful",
+    "Weather",
     "wait_until",
 ]
 
 _ROOMS = {
     "BackendSuite": "dstack_core.testing._suite",
+    "Drought": "dstack_core.testing.simcloud",
     "FaultPlane": "dstack_core.testing._faultplane",
+    "Faults": "dstack_core.testing.simcloud",
     "Fleet": "dstack_core.testing.fleet",
     "FleetUnavailable": "dstack_core.testing.fleet",
     "Machine": "dstack_core.testing.fleet",
     "MachineResult": "dstack_core.testing.fleet",
+    "Meter": "dstack_core.testing.simcloud",
     "NimbusServer": "dstack_core.testing.nimbus",
+    "Script": "dstack_core.testing.simcloud",
+    "SimClock": "dstack_core.testing.simcloud",
+    "SimCloud": "dstack_core.testing.simcloud",
+    "SimInstance": "dstack_core.testing.simcloud",
+    "SimJob": "dstack_core.testing.simcloud",
+    "SimJobState": "dstack_core.testing.simcloud",
+    "SimMachine": "dstack_core.testing.simcloud",
+    "SimRefused": "dstack_core.testing.simcloud",
+    "SimType": "dstack_core.testing.simcloud",
     "Struck": "dstack_core.testing._faultplane",
+    "Weather": "dstack_core.testing.simcloud",
 }
 
 

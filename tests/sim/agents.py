@@ -20,7 +20,7 @@ from dstack_core._transport import (
     JobMetrics,
     LogChunk,
 )
-from dstack_core.testing.simcloud import SimCloud, SimJob, SimMachine, SimRefused
+from dstack_core.testing import SimCloud, SimJob, SimMachine, SimRefused
 
 T = TypeVar("T")
 

@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, suppre
 from datetime import timedelta
 from typing import Any
 
-from dstack_core._engine import instances, jobs, leases, orphans, reconciler
+from dstack_core._engine import instances, jobs, leases, orphans, reconciler, sweeping
 from dstack_core._engine.instances import InstanceHandler
 from dstack_core._engine.jobs import JobHandler
 from dstack_core._engine.orphans import Verdict
 from dstack_core._engine.transitions import InstanceEvent
+from dstack_core._models.instances import InstanceState
 from dstack_core._store.store import Store
 from dstack_core.errors import BackendError
 
@@ -86,7 +87,10 @@ def _one_look_is_enough() -> AbstractContextManager[None]:
     """An instance that is not listed at once counts as absent."""
 
     async def find(self: InstanceHandler, lease: Any, it: Any) -> Any:
-        listed = await self._backends.list_instances(it.request.offer.backend, it.request.owner)
+        try:
+            listed = await self._backends.list_instances(it.request.offer.backend, it.request.owner)
+        except BackendError as error:
+            return self._saw(InstanceEvent.UNCLEAR, message=str(error))
         found = [one for one in listed if one.intent == it.id]
         if found:
             return self._accepted(found[0])
@@ -96,14 +100,23 @@ def _one_look_is_enough() -> AbstractContextManager[None]:
 
 
 def _by_provider_id() -> AbstractContextManager[None]:
-    """The sweeper knows instances by the cloud's id alone, which is what a crash loses."""
+    """The sweeper looks for an instance's id in the rows, and not for its intent: whatever is in none is swept.
 
-    def claimed(instance: Any, claim: Any) -> Verdict:
-        if claim.instance_id != instance.ref.id:
-            return Verdict.UNKNOWN
-        return Verdict.OVER if claim.status.is_final else Verdict.OURS
+    All of its other guards are in force: age, two rounds, and the look of the owner's tag.
+    """
 
-    return _replaced(orphans, "_claimed", claimed)
+    def judge(instance: Any, grounds: Any) -> Verdict:
+        if instance.owner != grounds.owner:
+            return Verdict.FOREIGN
+        if instance.state is InstanceState.TERMINATED:
+            return Verdict.GONE
+        claim = next((one for one in grounds.claims.values() if one.instance_id == instance.ref.id), None)
+        if claim is not None and not claim.status.is_final:
+            return Verdict.OURS
+        young = grounds.now - instance.created_at <= grounds.least_age
+        return Verdict.YOUNG if young else Verdict.UNKNOWN
+
+    return _replaced(sweeping, "judge", judge)
 
 
 def _young_ones_too() -> AbstractContextManager[None]:

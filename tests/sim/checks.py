@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from dstack_core._engine.instances import MISSED
 from dstack_core._store import StoreError
-from dstack_core.testing.simcloud import SimInstance
+from dstack_core.testing import SimInstance
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -34,14 +35,26 @@ CREATE TRIGGER sim_requests_fixed BEFORE UPDATE OF request ON instances WHEN NEW
 BEGIN INSERT INTO sim_violations VALUES ('the request of intent ' || OLD.id || ' changed'); END;
 CREATE TRIGGER sim_runs_kept BEFORE DELETE ON runs
 BEGIN INSERT INTO sim_violations VALUES ('run ' || OLD.id || ' was deleted'); END;
+CREATE TABLE sim_seen (text TEXT);
+CREATE TRIGGER sim_jobs_taken BEFORE UPDATE OF lease_owner ON jobs WHEN NEW.lease_owner <> OLD.lease_owner
+BEGIN INSERT INTO sim_seen VALUES ('a lease that had run out was taken over'); END;
+CREATE TRIGGER sim_instances_taken BEFORE UPDATE OF lease_owner ON instances WHEN NEW.lease_owner <> OLD.lease_owner
+BEGIN INSERT INTO sim_seen VALUES ('a lease that had run out was taken over'); END;
+CREATE TRIGGER sim_sweeps_taken BEFORE UPDATE OF lease_owner ON sweeps WHEN NEW.lease_owner <> OLD.lease_owner
+BEGIN INSERT INTO sim_seen VALUES ('the place of a sweeper was taken over'); END;
 """
-"""Triggers of the simulated database: what must never be written is written down."""
+"""Triggers of the simulated database: what must never be written is written down, and what is to be reached."""
 
 LOOK_EVERY = 20.0
 UNDER_WAY = 90.0
 """Seconds for which a request may be under way."""
 UNCLAIMED_FOR = 1200.0
 """Seconds for which an instance may be billed that no row answers for, until its end is asked for."""
+SAID = {
+    "Lease lost: ": "a result was turned away, since its lease was lost",
+    " is not terminated since ": "a termination took so long that a person was alarmed",
+}
+"""Ways that only the log tells of: a part of the message, and how the way is called."""
 _STEP = re.compile(r"(instance|job) .*?: (\w+ -> \w+)")
 _FINAL_INSTANCE = ("terminated", "failed")
 
@@ -52,10 +65,12 @@ class Checks:
 
     Attributes:
         violations: what did not hold.
+        unasked: ids of instances that were made by a request which arrived for the second time.
     """
 
     world: World
     violations: list[str] = field(default_factory=list)
+    unasked: set[str] = field(default_factory=set)
     _said: Counter[str] = field(default_factory=Counter)
 
     def violate(self, what: str) -> None:
@@ -68,6 +83,9 @@ class Checks:
         """The engine logs: an exception that is no failure of the store or a plugin is a bug."""
         self._said[str(record.msg)] += 1
         self.world.seen[f"log: {str(record.msg)[:60]}"] += 1
+        for part, way in SAID.items():
+            if part in record.getMessage():
+                self.world.seen[way] += 1
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and not isinstance(error, StoreError) and not _simulated(error):
             self.violate(f"the engine logged {type(error).__name__}: {error} ({record.getMessage()})")
@@ -105,8 +123,8 @@ class Checks:
 
         for one in self.world.cloud.alive(owner):
             row = rows.get(one.intent)
-            if row is not None and row[1] == "terminated" and f'"id":"{one.id}"' in (row[2] or ""):
-                self.violate(f"the row of {one.id} says that it is terminated, and it is billed")
+            if row is not None and row[1] in _FINAL_INSTANCE and one.id not in self.unasked:
+                self.violate(f"the row of {one.id} says that it is {row[1]}, and it is billed")
         now = self.world.loop.time()
         alone = self.world.cloud.meter.observe(now, owner, claimed)
         for instance_id, seconds in alone.items() if self.world.restored_at is None else ():
@@ -116,18 +134,20 @@ class Checks:
     def ending(self, instance_id: str) -> None:
         """Somebody asks for the end of an instance: not of one that is in use, or just being taken over."""
         one = self.world.cloud.instances.get(instance_id)
-        if one is None or sum(other.intent == one.intent for other in self.world.cloud.alive()) > 1:
+        if one is None or self._may_be_older():
+            return
+        if sum(other.intent == one.intent for other in self.world.cloud.alive()) > 1:
             return
         found = self.world.reader.all("SELECT status, wanted FROM instances WHERE id = ?", one.intent.hex)
-        if not found and self._must_not_sweep():
+        if not found and self.world.restored_at is not None and not self.world.confirmed:
             self.violate(f"the end of {instance_id} was asked for, which the restored database does not know")
         if found and found[0][1] and found[0][0] in ("intent", "unknown", "starting", "running"):
             self.violate(f"the end of {instance_id} was asked for, which is {found[0][0]} and wanted")
 
-    def _must_not_sweep(self) -> bool:
-        """An old copy was restored, nobody has confirmed it, and nothing that was asked for before is under way."""
+    def _may_be_older(self) -> bool:
+        """An old copy was restored just now: what arrives may have been sent before, with good reason."""
         restored = self.world.restored_at
-        return restored is not None and not self.world.confirmed and self.world.loop.time() > restored + UNDER_WAY
+        return restored is not None and self.world.loop.time() <= restored + UNDER_WAY
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -169,6 +189,9 @@ class Checks:
         for (text,) in db.all("SELECT text FROM events"):
             if step := _STEP.match(text):
                 seen[f"{step[1]}: {step[2]}"] += 1
+            if MISSED in text:
+                seen["what was neither listed nor answered was ended"] += 1
+        seen.update(text for (text,) in db.all("SELECT text FROM sim_seen"))
         for reason, count in db.all("SELECT reason, count(*) FROM orphans GROUP BY reason"):
             seen[f"swept: {reason}"] += count
         seen["a shortage was remembered"] += db.all("SELECT count(*) FROM shortages")[0][0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 
-from dstack_core.testing.simcloud import Drought, Weather
+from dstack_core.testing import Drought, Weather
 from tests.sim.plan import Plan
 from tests.sim.users import Wish
 from tests.sim.world import World

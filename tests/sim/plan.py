@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
-from dstack_core.testing.simcloud import Drought, Idempotency, Weather
+from dstack_core.testing import Drought, Weather
+from dstack_core.testing.simcloud import Idempotency
+from tests.sim.users import Wish
 
-TROUBLES = (
-    "kill",
-    "stop",
-    "freeze",
-    "cut_off",
-    "lose_store",
-    "drought",
-    "quota",
-    "interrupt",
-    "lose_instance",
-    "crash",
-    "unplug",
-)
-_HOOK_FAULTS = (
+TROUBLES = {
+    "kill": "a server was killed",
+    "stop": "a server was stopped",
+    "freeze": "a server was frozen",
+    "cut_off": "a server was cut off from all agents",
+    "lose_store": "the database was away",
+    "drought": "there was a drought",
+    "quota": "there was a quota",
+    "interrupt": "a spot instance got its notice",
+    "lose_instance": "an instance was killed silently",
+    "crash": "a machine hung for ever",
+    "unplug": "a machine lost its network",
+}
+"""What happens now and then, by the name of its method in `World`; and how it is called when it did."""
+HOOK_FAULTS = (
     ("create", "lost before"),
     ("create", "lost after"),
     ("create", "bug after"),
@@ -30,6 +33,7 @@ _HOOK_FAULTS = (
     ("create", "quota"),
     ("create", "unauthorized"),
     ("create", "invalid"),
+    ("create", "mismatch"),
     ("get", "lost before"),
     ("get", "throttled"),
     ("list", "lost before"),
@@ -42,7 +46,9 @@ _HOOK_FAULTS = (
     ("offers", "lost before"),
     ("offers", "bug before"),
 )
-_POINTS = (
+NETWORK_FAULTS = ("agent loss", "agent twice")
+STORE_FAULTS = ("before commit", "after commit")
+POINTS = (
     "before commit",
     "after commit",
     "before hook",
@@ -67,9 +73,13 @@ class Plan:
         trouble_every: seconds between them, on average.
         down_for: seconds until a dead server is started again, at most.
         kills: how likely a server is killed at a point, by its name.
+        stills: how likely a server stands still right after a transaction that wrote down an `intent`, or another
+            `move` of a job or an instance, for longer than its leases, while another server goes on.
+        still_for: for how many seconds, one of these.
         script: what the users do, where that is not left to chance.
         droughts: shortages, where they are not left to chance.
         interrupts: when all spot instances are taken away.
+        vanish: when all machines hang and are not listed any more.
         restore: when the database is copied, and when that copy takes its place.
         kept: servers remember beside the database how often it was started.
     """
@@ -97,9 +107,12 @@ class Plan:
     slow_store: float = 0.0
     store_faults: dict[str, float] = field(default_factory=dict)
     kills: dict[str, float] = field(default_factory=dict)
-    script: tuple[Any, ...] | None = None
+    stills: dict[str, float] = field(default_factory=dict)
+    still_for: tuple[float, ...] = (50.0, 90.0, 220.0)
+    script: tuple[Wish, ...] | None = None
     droughts: tuple[Drought, ...] = ()
     interrupts: tuple[float, ...] = ()
+    vanish: float | None = None
     restore: tuple[float, float] | None = None
     kept: bool = True
 
@@ -131,10 +144,13 @@ class Plan:
         )
         if rng.random() < 0.06:
             plan.restore, plan.kept = (rng.uniform(0, 30), rng.uniform(30, 60)), rng.random() < 0.5
-        plan.hook_faults = {one: rng.choice((0.05, 0.3)) for one in _HOOK_FAULTS if rng.random() < 0.15}
-        plan.network_faults = {one: 0.1 for one in ("agent loss", "agent twice") if rng.random() < 0.25}
-        plan.store_faults = {one: 0.02 for one in ("before commit", "after commit") if rng.random() < 0.25}
-        plan.kills = {one: 0.02 for one in _POINTS if rng.random() < 0.1}
+        plan.hook_faults = {one: rng.choice((0.05, 0.3)) for one in HOOK_FAULTS if rng.random() < 0.15}
+        plan.network_faults = {one: 0.1 for one in NETWORK_FAULTS if rng.random() < 0.25}
+        plan.store_faults = {one: 0.02 for one in STORE_FAULTS if rng.random() < 0.25}
+        plan.kills = {one: 0.02 for one in POINTS if rng.random() < 0.1}
+        plan.stills = {"intent": 0.1, "move": 0.1} if servers == 2 and rng.random() < 0.5 else {}
+        if rng.random() < _STEERED:
+            rng.choice(STEERINGS)(plan, rng)
         return plan
 
 
@@ -146,3 +162,103 @@ def _weather(rng: random.Random) -> Weather:
         get_lag=rng.choice(((0, 0), (0, 0), (0, 30))),
         ends=rng.choice(((0, 0), (0, 0), (1, 30), (0, 600))),
     )
+
+
+# -- what chance alone reaches too rarely: a share of all seeds is steered to it -----------------------------------
+
+_STEERED = 0.2
+"""This share of all seeds."""
+
+
+_FAIR = Weather(starts=(1, 2), boots=(1, 3), ends=(0, 2))
+"""Nothing takes long."""
+
+
+def _quiet(plan: Plan) -> None:
+    """Nothing goes wrong but what is said from here on."""
+    plan.troubles, plan.hook_faults, plan.network_faults, plan.store_faults = frozenset(), {}, {}, {}
+    plan.rate, plan.slow_hooks, plan.kills, plan.stills = None, 0.0, {}, {}
+
+
+class Steering(Protocol):
+    """Changes a plan that was drawn, so that its history is likely to get somewhere."""
+
+    def __call__(self, plan: Plan, rng: random.Random) -> None:
+        """Changes it."""
+
+
+def _outlived(plan: Plan, rng: random.Random) -> None:
+    """A server stands still before it asks for an instance, while another one goes on, and the run is stopped."""
+    _quiet(plan)
+    plan.servers, plan.resync, plan.lasts = 2, 10.0, 270.0
+    plan.stills, plan.still_for = {"intent": 0.5}, (220.0,)
+    plan.script = tuple(Wish(f"run-{n}", at=10.0 * n, seconds=20, stop_after=rng.uniform(1, 30)) for n in range(3))
+
+
+def _replayed(plan: Plan, rng: random.Random) -> None:
+    """Answers to create calls get lost, and a cloud that was asked again says that it was another request."""
+    plan.idempotency, plan.runs, plan.weather.list_lag = rng.choice(("token", "name", "tags")), 3, (20, 85)
+    plan.hook_faults |= {("create", "lost after"): 0.4, ("create", "mismatch"): 0.7}
+
+
+def _made_too_late(plan: Plan, rng: random.Random) -> None:
+    """A request that was refused arrives once more, and is carried out: nobody waits for that instance."""
+    plan.idempotency, plan.runs, plan.lasts = rng.choice(("token", "name")), 3, 120.0
+    plan.hook_twice, plan.hook_faults["create", "no capacity"] = 0.6, 0.5
+
+
+def _old_copy(plan: Plan, rng: random.Random) -> None:
+    """An old copy of the database is restored while a run goes on, on a machine that does not end itself."""
+    plan.restore, plan.kept, plan.grace = (5.0, 45.0), rng.random() < 0.5, rng.choice((600.0, None, None))
+    plan.lasts = 120.0
+    plan.script = (Wish("before", at=0.0, seconds=60), Wish("after", at=12.0, seconds=200))
+
+
+def _slow_end(plan: Plan, rng: random.Random) -> None:
+    """Instances take so long to end that an alarm is raised."""
+    plan.weather.ends, plan.grace = (950.0, 950.0 + 300.0 * rng.random()), None
+
+
+def _unlisted(plan: Plan, rng: random.Random) -> None:
+    """A machine hangs and is not listed any more, while the cloud says that it runs."""
+    plan.lasts, plan.vanish, plan.sweeps = 420.0, 400.0, 60.0
+    plan.script = (Wish("long", at=0.0, seconds=900, spot="on-demand", retry=rng.choice(((), ("interruption",)))),)
+
+
+def _at_the_agent(plan: Plan, rng: random.Random) -> None:
+    """Servers die around what they ask of an agent; runs are stopped while they run."""
+    plan.kills |= {"before agent put_job": 0.2, "after agent put_job": 0.2, "after agent stop_job": 0.6}
+    plan.weather, plan.lasts = _FAIR, 120.0
+    plan.script = tuple(Wish(f"run-{n}", at=rng.uniform(0, 30), seconds=200, stop_after=50.0) for n in range(3))
+
+
+def _led_astray(plan: Plan, rng: random.Random) -> None:
+    """A server dies before it gives a job away, its instance is taken away, and the next one gets the address."""
+    plan.servers, plan.resync, plan.lasts = 2, 10.0, 60.0
+    plan.weather, plan.reuse_addresses = Weather(starts=(1, 2), ends=(0, 2)), True
+    _quiet(plan)
+    plan.kills, plan.down_for = {"before agent put_job": 0.6}, 60.0
+    plan.interrupts = (rng.uniform(6, 8),)
+    retry = rng.choice(((), ("interruption", "no-capacity")))
+    later = (Wish(f"later-{n}", at=rng.uniform(14, 20), spot="on-demand") for n in range(2))
+    plan.script = (Wish("first", at=0.0, spot="spot", retry=retry), *later)
+
+
+def _short(plan: Plan, rng: random.Random) -> None:
+    """Next to nothing is to be had, and then something is."""
+    plan.runs, plan.lasts = 3, 240.0
+    plan.droughts = (Drought(end=rng.uniform(100, 240), instance_type="small"),)
+    plan.hook_faults["create", "no capacity"] = 0.3
+
+
+STEERINGS: tuple[Steering, ...] = (
+    _outlived,
+    _at_the_agent,
+    _made_too_late,
+    _old_copy,
+    _slow_end,
+    _unlisted,
+    _replayed,
+    _led_astray,
+    _short,
+)

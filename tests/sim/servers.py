@@ -6,8 +6,9 @@ import asyncio
 import random
 from collections.abc import Callable, Coroutine
 from contextvars import Context
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from dstack_core._backends import BackendHub
 from dstack_core._backends._calls import Busy
@@ -20,7 +21,7 @@ from dstack_core._store.databases import Sqlite
 from dstack_core._store.logs import LogStore
 from dstack_core._store.store import FaultPoint, Store
 from dstack_core._store.vault import Vault
-from dstack_core.testing.simcloud import SimCloud
+from dstack_core.testing import SimCloud
 from tests.sim.agents import Network
 from tests.sim.loop import Killed, Process, SimLoop, VirtualClock, VirtualIds
 
@@ -138,6 +139,9 @@ class Server:
         if not write and self._world.store_is_away():
             raise StoreUnavailable("simulated: the database does not answer")
         result = work()
+        if write and self._world.stands_still(self):
+            # What was written is written; what was to follow has to wait until it goes on.
+            await asyncio.sleep(0)
         if after:
             await asyncio.sleep(after)
         return result
@@ -176,12 +180,20 @@ class Surroundings:
         """Whether a server is killed at this point."""
         raise NotImplementedError
 
+    def stands_still(self, server: Server) -> bool:
+        """Whether a server stands still from here on, for a while."""
+        raise NotImplementedError
+
     def hook_delays(self) -> tuple[float, float]:
         """Seconds until a request reaches the cloud, and until its answer is back."""
         raise NotImplementedError
 
     def arrives_twice(self) -> float | None:
         """Seconds after which a request arrives once more; `None`: it does not."""
+        raise NotImplementedError
+
+    def repeat(self, function: Callable[[], object]) -> None:
+        """A request arrives once more, and nobody waits for its answer."""
         raise NotImplementedError
 
     def store_delays(self) -> tuple[float, float]:
@@ -216,30 +228,33 @@ class HookCaller:
         except TimeoutError:
             raise Busy from None
         self._server.point("before hook")
-        answer: asyncio.Future[T] = loop.create_future()
+        answer: asyncio.Future[Callable[[], T]] = loop.create_future()
         self._send(function, answer, places)
         async with asyncio.timeout_at(deadline):
-            result = await answer
+            outcome = await answer
+        result = outcome()
         self._server.point("after hook's answer")
         return result
 
-    def _send(self, function: Callable[[], T], answer: asyncio.Future[T], places: asyncio.Semaphore) -> None:
+    def _send(
+        self, function: Callable[[], T], answer: asyncio.Future[Callable[[], T]], places: asyncio.Semaphore
+    ) -> None:
         there, back = self._world.hook_delays()
         loop, again = self._world.loop, self._world.arrives_twice()
 
         def arrive() -> None:
-            deliver = _outcome(function)
+            outcome = _outcome(function)
             self._world_point()
-            loop.call_later(back, end, deliver, context=self._world.outside)
+            loop.call_later(back, end, outcome, context=self._world.outside)
 
-        def end(deliver: Callable[[asyncio.Future[T]], None]) -> None:
+        def end(outcome: Callable[[], T]) -> None:
             places.release()
             if not answer.done() and not self._server.process.dead:
-                deliver(answer)
+                answer.set_result(outcome)
 
         loop.call_later(there, arrive, context=self._world.outside)
         if again is not None:
-            loop.call_later(there + again, lambda: _outcome(function), context=self._world.outside)
+            loop.call_later(there + again, self._world.repeat, function, context=self._world.outside)
 
     def _world_point(self) -> None:
         """The cloud has done it, and nobody knows yet."""
@@ -247,13 +262,20 @@ class HookCaller:
             self._server.kill()
 
 
-def _outcome(function: Callable[[], T]) -> Callable[[asyncio.Future[T]], None]:
+def _outcome(function: Callable[[], T]) -> Callable[[], T]:
+    """What a hook came to: gives its result, or raises its error, where it is called.
+
+    The error travels as a result: it may reach a server that is killed before it looks, and nobody misses it then.
+    """
     try:
         result = function()
     except Exception as error:  # noqa: BLE001  # whatever it is, the caller gets it
-        problem = error
-        return lambda answer: answer.set_exception(problem)
-    return lambda answer: answer.set_result(result)
+        return partial(_raise, error)
+    return lambda: result
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
 
 
 async def _at_once(work: Callable[[], T]) -> T:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from dstack_core.testing.simcloud import Weather
+from dstack_core.testing import Weather
+from tests.sim.bugs import BUGS
 from tests.sim.crashes import SCENARIOS, points_of, scenario_world
 from tests.sim.plan import Plan
 from tests.sim.runner import find_bug
+from tests.sim.sometimes import SOMETIMES, missing
 from tests.sim.users import Wish
 from tests.sim.world import World
 
@@ -63,10 +66,18 @@ def test_a_kill_anywhere_is_survived(name: str) -> None:
     assert failed == {}
 
 
-@pytest.mark.parametrize("bug", ["the cloud is asked before the intent is written", "terminations are not confirmed"])
+@pytest.mark.parametrize("bug", BUGS)
 def test_a_deliberate_bug_is_found(bug: str) -> None:
-    """The simulation has teeth: what would leak an instance is found within a few dozen seeds."""
-    assert find_bug(bug, 200) is not None
+    """The simulation has teeth: each bug that does harm is found within a few dozen seeds."""
+    assert find_bug(bug, 100) is not None
+
+
+def test_what_is_not_reached_is_told() -> None:
+    """A fault or a way out that no seed has come to fails the long run, and each is told by name."""
+    everything = Counter(SOMETIMES)
+    assert missing(everything) == []
+    for name in ("a server was killed", "swept: unknown"):
+        assert missing(everything - Counter([name])) == [name]
 
 
 # -- what was found, each as the smallest world that shows it ------------------------------------------------------
@@ -102,3 +113,14 @@ def test_nothing_is_swept_after_an_old_copy_was_restored(servers: int, kept: boo
     outcome = World(3, plan).run()
     assert outcome.violations == []
     assert outcome.seen["cloud: a machine powered itself off"] == 1
+
+
+def test_whoever_stood_still_before_its_call_does_not_make_it() -> None:
+    """A server stands still between intent and call, another one finds that nothing came of it, and the run is over."""
+    wishes = (Wish("task", at=0.0, seconds=10, stop_after=5.0),)
+    plan = Plan(servers=2, resync=10.0, lasts=270.0, script=wishes, stills={"intent": 1.0}, still_for=(220.0,))
+    outcome = World(1, plan).run()
+    assert outcome.violations == []
+    assert outcome.seen["a server stood still right after a transaction"] == 1
+    assert outcome.seen["a result was turned away, since its lease was lost"] == 1
+    assert outcome.seen["instance: unknown -> failed"] == 1

@@ -19,7 +19,7 @@ from dstack_core.plugin import (
     StateReason,
     UnknownOutcomeError,
 )
-from dstack_core.testing.simcloud import Drought, Script, SimClock, SimCloud, SimRefused
+from dstack_core.testing import Drought, Script, SimClock, SimCloud, SimRefused
 
 OWNER, OTHER = UUID(int=1), UUID(int=2)
 
@@ -81,6 +81,16 @@ def test_a_token_with_another_body_is_refused(cloud: SimCloud) -> None:
     create(cloud, spot=False)
     with pytest.raises(InvalidRequestError, match="used with another request"):
         create(cloud, spot=True)
+
+
+def test_a_cloud_may_take_a_repeated_request_for_another(cloud: SimCloud) -> None:
+    """As after an update that renders requests otherwise: what is new is made, what was made before is refused."""
+    cloud.faults.script("create", "mismatch", "mismatch", None)
+    made = create(cloud)
+    with pytest.raises(InvalidRequestError, match="one of another request"):
+        create(cloud)
+    assert cloud.faults.struck["create: mismatch"] == 1
+    assert create(cloud).ref == made.ref
 
 
 def test_a_create_call_may_succeed_and_fail(cloud: SimCloud) -> None:

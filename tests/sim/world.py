@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from dstack_core._engine import reconciler, replicas, sweeper
+from dstack_core._engine import reconciler, replicas, shortages, sweeper
 from dstack_core._engine.restoring import Kept
 from dstack_core._store.code import CodeStore
 from dstack_core._store.store import FaultPoint, Store
 from dstack_core.errors import Scope
-from dstack_core.testing.simcloud import Drought, Script, SimClock, SimCloud
+from dstack_core.testing import Drought, Script, SimClock, SimCloud
 from tests.sim.checks import WATCH, Checks, Reader
 from tests.sim.loop import SimLoop
-from tests.sim.plan import Plan
+from tests.sim.plan import TROUBLES, Plan
 from tests.sim.servers import Server, Surroundings
 from tests.sim.users import Users
 
@@ -137,6 +137,8 @@ class World(Surroundings):
         self._digest = hashlib.sha256()
         self._deferred: list[Callable[[], None]] = []
         self._names = 0
+        self._last_event = 0
+        self._ends: Counter[str] = Counter()
         self.copied_at: float | None = None
         self.restored_at: float | None = None
         self.confirmed = False
@@ -161,6 +163,8 @@ class World(Surroundings):
                 self.reader.close()
                 shutil.rmtree(self.folder, ignore_errors=True)
         self.seen.update({f"cloud: {name}": count for name, count in self.cloud.faults.struck.items()})
+        for server in self.servers:
+            self.seen.update(server.network.struck)
         self.checks.violations.extend(f"the loop: {problem}" for problem in self.loop.problems)
         return Outcome(
             seed=self.seed,
@@ -263,12 +267,21 @@ class World(Surroundings):
         cloud.faults.droughts.extend(plan.droughts)
         for at in plan.interrupts:
             self.loop.call_later(at, self._take_spots, context=self.outside)
+        if plan.vanish is not None:
+            self.loop.call_later(plan.vanish, self._vanish, context=self.outside)
 
     def _take_spots(self) -> None:
         for one in self._ours():
             if one.spot:
                 self.trace(f"{one.id}: is interrupted")
                 self.cloud.interrupt(one, 5.0)
+
+    def _vanish(self) -> None:
+        for one in self._ours():
+            self.trace(f"{one.id}: hangs, and is not listed any more")
+            self._note("a machine hung and was not listed any more")
+            one.listed_from = float("inf")
+            self.cloud.crash(one)
 
     def _copy_database(self) -> None:
         self.copied_at = self.loop.time()
@@ -296,30 +309,32 @@ class World(Surroundings):
         while kinds:
             await self.sleep(rng.expovariate(1 / self.plan.trouble_every))
             kind = rng.choice(kinds)
-            await getattr(self, f"_{kind}")(rng)
+            if await getattr(self, f"_{kind}")(rng):
+                self._note(TROUBLES[kind])
 
-    async def _kill(self, rng: random.Random) -> None:
+    async def _kill(self, rng: random.Random) -> bool:
         live = self.live()
         if live:
-            self._note("a server was killed")
             rng.choice(live).kill()
+        return bool(live)
 
-    async def _stop(self, rng: random.Random) -> None:
+    async def _stop(self, rng: random.Random) -> bool:
         live = [server for server in self.live() if not server.process.frozen]
         if live:
-            self._note("a server was stopped")
             server = rng.choice(live)
             try:
                 await server.stop()
             except Exception as error:  # noqa: BLE001  # a store that is away, for example
                 self.trace(f"{server.name}: did not stop well: {error!r}")
+        return bool(live)
 
-    async def _freeze(self, rng: random.Random) -> None:
+    async def _freeze(self, rng: random.Random) -> bool:
         live = [server for server in self.live() if not server.process.frozen]
-        if not live:
-            return
-        server, seconds = rng.choice(live), rng.choice((5.0, 31.0, 90.0))
-        self._note(f"a server was frozen for {seconds:g} s")
+        if live:
+            self._freeze_for(rng.choice(live), rng.choice((5.0, 31.0, 90.0)))
+        return bool(live)
+
+    def _freeze_for(self, server: Server, seconds: float) -> None:
         self.trace(f"{server.name}: is frozen for {seconds:g} s")
         server.process.freeze()
         self.loop.call_later(seconds, self._thaw, server, context=self.outside)
@@ -329,20 +344,20 @@ class World(Surroundings):
             self.trace(f"{server.name}: goes on")
             server.process.thaw()
 
-    async def _cut_off(self, rng: random.Random) -> None:
+    async def _cut_off(self, rng: random.Random) -> bool:
         live = self.live()
         if live:
             server = rng.choice(live)
-            self._note("a server was cut off from all agents")
             server.network.cut_until = self.loop.time() + rng.uniform(5, 400)
             self.trace(f"{server.name}: cut off until {server.network.cut_until:.3f}")
+        return bool(live)
 
-    async def _lose_store(self, rng: random.Random) -> None:
-        self._note("the database was away")
+    async def _lose_store(self, rng: random.Random) -> bool:
         self._away_until = self.loop.time() + rng.choice((0.2, 3.0, 40.0))
         self.trace(f"the database is away until {self._away_until:.3f}")
+        return True
 
-    async def _drought(self, rng: random.Random) -> None:
+    async def _drought(self, rng: random.Random) -> bool:
         now = self.loop.time()
         kind, region = rng.choice((None, "small", "large")), rng.choice((None, "east", "west"))
         zone, spot = rng.choice((None, "a", "b")), rng.choice((None, True, False))
@@ -351,44 +366,46 @@ class World(Surroundings):
         drought = Drought(now, now + rng.uniform(30, 600), kind, region, zone, spot, scope)
         self.cloud.faults.droughts.append(drought)
         self.trace(f"drought: {drought}")
+        return True
 
-    async def _quota(self, rng: random.Random) -> None:
+    async def _quota(self, rng: random.Random) -> bool:
         region, most = rng.choice(("east", "west")), rng.randint(0, 2)
         self.cloud.faults.quotas[region] = most
         self.trace(f"quota: {most} in {region}")
+        return True
 
-    async def _interrupt(self, rng: random.Random) -> None:
+    async def _interrupt(self, rng: random.Random) -> bool:
         spots = [one for one in self._ours() if one.spot]
         if spots:
             one = rng.choice(spots)
-            self._note("a spot instance got its notice")
             self.cloud.interrupt(one, rng.choice((0.0, 30.0, 120.0)))
             self.trace(f"{one.id}: is interrupted at {one.ended_at:.3f}")
+        return bool(spots)
 
-    async def _lose_instance(self, rng: random.Random) -> None:
+    async def _lose_instance(self, rng: random.Random) -> bool:
         ours = self._ours()
         if ours:
             one, forget = rng.choice(ours), rng.random() < 0.5
-            self._note("an instance was killed silently")
             self.trace(f"{one.id}: is killed, {'forgotten' if forget else 'remembered'}")
             self.cloud.kill(one, forget=forget)
+        return bool(ours)
 
-    async def _crash(self, rng: random.Random) -> None:
+    async def _crash(self, rng: random.Random) -> bool:
         ours = self._ours()
         if ours:
             one = rng.choice(ours)
-            self._note("a machine hung for ever")
             self.trace(f"{one.id}: hangs")
             self.cloud.crash(one)
+        return bool(ours)
 
-    async def _unplug(self, rng: random.Random) -> None:
+    async def _unplug(self, rng: random.Random) -> bool:
         ours = self._ours()
         if ours:
             one = rng.choice(ours)
             one.machine.offline_until = self.loop.time() + rng.choice((3.0, 60.0, 280.0, 700.0))
             one.machine.tell()
-            self._note("a machine lost its network")
             self.trace(f"{one.id}: without network until {one.machine.offline_until:.3f}")
+        return bool(ours)
 
     def _ours(self) -> list[Any]:
         return [one for one in self.cloud.alive() if one.tags.get("managed-by") == "dstack"]
@@ -418,6 +435,9 @@ class World(Surroundings):
         hook, what, _ = text.split(" ", 2)
         if hook == "terminate":
             self.checks.ending(what.removesuffix(":"))
+            self._ends[what] += 1
+            if self._ends[what] == 2:
+                self._note("a termination was asked for again")
 
     def trace(self, text: str) -> None:
         """Writes the history down."""
@@ -445,6 +465,26 @@ class World(Surroundings):
             self._note(f"killed {point}")
         return dies
 
+    def stands_still(self, server: Server) -> bool:
+        """Whether a server stands still from here on, for longer than its leases. Another one goes on."""
+        if not self.plan.stills or self._calm:
+            return False
+        chances = [self.plan.stills.get(kind, 0.0) for kind in self._new_moves()]
+        if self._chance.random() >= max(chances, default=0.0):
+            return False
+        if not any(other is not server and not other.process.frozen for other in self.live()):
+            return False
+        seconds = self._chance.choice(self.plan.still_for)
+        self._note("a server stood still right after a transaction")
+        self._freeze_for(server, seconds)
+        return True
+
+    def _new_moves(self) -> list[str]:
+        """What the transaction that has just ended did, in the terms of `Plan.stills`."""
+        texts = self.reader.all("SELECT id, text FROM events WHERE id > ? ORDER BY id", self._last_event)
+        self._last_event = texts[-1][0] if texts else self._last_event
+        return ["intent" if text.endswith("-> provisioning") else "move" for _, text in texts]
+
     def hook_delays(self) -> tuple[float, float]:
         """Seconds until a request reaches the cloud, and until its answer is back."""
         rng = self._chance
@@ -460,6 +500,16 @@ class World(Surroundings):
             return None
         self._note("a request to the cloud arrived twice")
         return self._chance.uniform(0, 60)
+
+    def repeat(self, function: Callable[[], object]) -> None:
+        """A request arrives once more. What only this made, no row need answer for: that is for the sweeper."""
+        known = len(self.cloud.instances)
+        with suppress(Exception):  # nobody waits for its answer
+            function()
+        made = list(self.cloud.instances)[known:]
+        self.checks.unasked.update(made)
+        if made:
+            self._note("a request that arrived twice made an instance")
 
     def store_delays(self) -> tuple[float, float]:
         """Seconds before and after a transaction."""
@@ -542,6 +592,7 @@ def _template() -> Path:
 def _quiet(world: World) -> Iterator[None]:
     """Without the log and the garbage collector, and with loops that look less often where nobody is there to see."""
     saved = reconciler.RESYNC, reconciler.RENEWAL, sweeper.AT_FIRST, replicas.SLOW_LOOK, gc.isenabled()
+    shortages.Memory = partial(_Memory, world)  # type: ignore[assignment,misc]  # the same, and it counts
     handler = _Listener(world)
     logger = logging.getLogger("dstack_core")
     propagates, logger.propagate = logger.propagate, False
@@ -554,10 +605,26 @@ def _quiet(world: World) -> Iterator[None]:
         yield
     finally:
         reconciler.RESYNC, reconciler.RENEWAL, sweeper.AT_FIRST, replicas.SLOW_LOOK = saved[:4]
+        shortages.Memory = _Memory.__base__  # type: ignore[assignment,misc]  # as it was
         logger.removeHandler(handler)
         logger.propagate = propagates
         if saved[4]:
             gc.enable()
+
+
+class _Memory(shortages.Memory):
+    """Counts how often a shortage that is remembered has an offer passed over."""
+
+    def __init__(self, world: World, known: Any, now: Any) -> None:
+        super().__init__(known, now)
+        self._world = world
+
+    def of(self, offer: Any) -> Any:
+        """As before."""
+        found = super().of(offer)
+        if found is not None:
+            self._world.seen["an offer was passed over for a remembered shortage"] += 1
+        return found
 
 
 class _Listener(logging.Handler):

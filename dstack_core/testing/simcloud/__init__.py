@@ -47,3 +47,21 @@ __all__ = [
     "Weather",
     "connect",
 ]
+
+# Their users find these at the door.
+for _public in (
+    Drought,
+    Faults,
+    Meter,
+    Script,
+    SimClock,
+    SimCloud,
+    SimInstance,
+    SimJob,
+    SimJobState,
+    SimMachine,
+    SimRefused,
+    SimType,
+    Weather,
+):
+    _public.__module__ = "dstack_core.testing"

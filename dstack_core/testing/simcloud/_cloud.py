@@ -44,7 +44,7 @@ Idempotency = Literal["token", "name", "tags"]
 - `tags`: it does not; the backend looks through the listing first, which may lag behind
 """
 
-Range = tuple[float, float]
+Between = tuple[float, float]
 """The least and the most of something that is drawn anew each time."""
 
 _NEVER = float("inf")
@@ -57,6 +57,8 @@ class SimType:
     """An instance type.
 
     Attributes:
+        name: how it is called.
+        resources: what such a machine has.
         price: USD per hour.
         spot_price: the same for spot; `None`: there is none.
     """
@@ -91,11 +93,11 @@ class Weather:
         ends: from a terminate call to the end.
     """
 
-    starts: Range = (0.0, 0.0)
-    boots: Range = (0.0, 0.0)
-    list_lag: Range = (0.0, 0.0)
-    get_lag: Range = (0.0, 0.0)
-    ends: Range = (0.0, 0.0)
+    starts: Between = (0.0, 0.0)
+    boots: Between = (0.0, 0.0)
+    list_lag: Between = (0.0, 0.0)
+    get_lag: Between = (0.0, 0.0)
+    ends: Between = (0.0, 0.0)
 
 
 @dataclass(eq=False)
@@ -103,12 +105,26 @@ class SimInstance:
     """An instance as the cloud itself sees it. Times are seconds on the cloud's clock.
 
     Attributes:
+        id: the cloud's name for it.
+        owner: whose it is.
+        intent: what it was made for.
+        type: the name of its `SimType`.
+        region: where it is.
+        zone: where in that region.
+        spot: it may be taken away.
+        price: USD per hour.
+        address: where its agent answers.
+        machine: what runs on it.
+        created_at: when it was accepted, and the bill began.
         runs_at: when it has an address.
-        listed_from, known_from: when listings show it, and when it can be asked for.
-        ending_at: when its end began.
-        ended_at: when it was over, and with it the bill.
-        forgotten: the cloud does not know it any more.
+        listed_from: when listings begin to show it.
+        known_from: from when on it can be asked for by its id.
         tags: what it was marked with when it was made.
+        expires_at: when it ends by itself; infinity: never.
+        ending_at: when its end began; infinity: not yet.
+        ended_at: when it was over, and with it the bill; infinity: not yet.
+        reason: why it ended.
+        forgotten: the cloud does not know it any more.
     """
 
     id: str
@@ -156,6 +172,7 @@ class SimCloudConfig(BackendConfig):
     """Which cloud of this process a backend talks to.
 
     Attributes:
+        type: the name of the backend.
         cloud: its `SimCloud.key`.
     """
 
@@ -187,7 +204,7 @@ class SimCloud:
     Args:
         clock: virtual time.
         seed: decides what is left to chance.
-        key: names it in this process (`SimCloudConfig.cloud`).
+        key: names it in this process, for the configuration of its backend.
         types: what can be bought.
         regions: zones by region.
         idempotency: what a repeated create call does.
@@ -224,7 +241,7 @@ class SimCloud:
         self.clock = clock
         self.key = key
         self.idempotency = idempotency
-        self.faults = Faults(rng=random.Random(seed + 1))  # noqa: S311  # reproducible on purpose
+        self.faults = Faults(seed=seed + 1)
         self.weather = Weather()
         self.meter = Meter()
         self.instances: dict[str, SimInstance] = {}
@@ -268,8 +285,11 @@ class SimCloud:
     @hookimpl
     def dstack_create_instance(self, request: InstanceRequest) -> Instance:
         """Makes an instance, once for each intent, as far as `idempotency` goes."""
-        with self._call("create", request.intent):
+        with self._call("create", request.intent) as fault:
             known = self._made_before(request)
+            if known is not None and fault == "mismatch":
+                self.faults.struck["create: mismatch"] += 1
+                raise InvalidRequestError(f"simulated: the token of intent {request.intent} is one of another request")
             instance = known if known is not None else self._make(request)
             return self._describe(instance)
 
@@ -466,7 +486,7 @@ class SimCloud:
             endpoint=Endpoint(ssh_host=one.address) if now >= one.runs_at else None,
         )
 
-    def _draw(self, between: Range) -> float:
+    def _draw(self, between: Between) -> float:
         return self._rng.uniform(*between)
 
 

@@ -33,6 +33,7 @@ Kind = Literal[
     "invalid",
     "ignored",
     "page lost",
+    "mismatch",
 ]
 """What may happen to a call.
 
@@ -41,9 +42,10 @@ Kind = Literal[
 - `throttled`, `no capacity`, `quota`, `unauthorized`, `invalid`: refused, and certainly not done
 - `ignored`: the call succeeds, and nothing happens (`terminate` alone)
 - `page lost`: the second page of a listing does not come (`list` alone)
+- `mismatch`: refused, since the token was used with another request; only what was made before (`create` alone)
 """
 
-_AFTERWARDS = ("lost after", "bug after", "ignored", "page lost")
+_AFTERWARDS = ("lost after", "bug after", "ignored", "page lost", "mismatch")
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,12 @@ class Drought:
     """A time without capacity. A field that is `None` means all of them.
 
     Attributes:
-        begin, end: seconds on the cloud's clock.
-        instance_type, region, zone: what is short.
-        spot: only spot instances, or only others.
+        begin: from then on, in seconds on the cloud's clock.
+        end: until then, likewise.
+        instance_type: which machines are short.
+        region: where.
+        zone: where in that region.
+        spot: only spot instances (`True`), or only others (`False`).
         scope: how far the cloud says that the shortage reaches.
     """
 
@@ -76,18 +81,22 @@ class Faults:
     """What happens to the calls of a cloud.
 
     Attributes:
+        seed: decides what is left to chance.
         chances: how likely a kind of fault is, for each call of a hook: `{("create", "lost after"): 0.1}`.
         droughts: times without capacity.
-        quotas: how many instances may be alive in a region.
+        quotas: how many instances may be alive in a region, by its name.
         struck: how often each fault happened, as `"create: lost after"`.
     """
 
-    rng: random.Random = field(default_factory=lambda: random.Random(0))  # noqa: S311  # reproducible on purpose
+    seed: int = 0
     chances: dict[tuple[Hook, Kind], float] = field(default_factory=dict)
     droughts: list[Drought] = field(default_factory=list)
     quotas: dict[str, int] = field(default_factory=dict)
     struck: Counter[str] = field(default_factory=Counter)
-    _scripted: dict[Hook, list[Kind | None]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._rng = random.Random(self.seed)  # noqa: S311  # reproducible on purpose
+        self._scripted: dict[Hook, list[Kind | None]] = {}
 
     def script(self, hook: Hook, *kinds: Kind | None) -> None:
         """Says what happens to the next calls of a hook, one after the other; `None`: nothing."""
@@ -106,7 +115,7 @@ class Faults:
         if scripted:
             return scripted.pop(0)
         for (where, kind), chance in self.chances.items():
-            if where == hook and self.rng.random() < chance:
+            if where == hook and self._rng.random() < chance:
                 return kind
         return None
 

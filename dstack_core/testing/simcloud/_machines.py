@@ -49,7 +49,18 @@ class Script:
 
 @dataclass(frozen=True, slots=True)
 class SimJobState:
-    """Where a job stands, in the terms of the agent's protocol. Times are seconds on the cloud's clock."""
+    """Where a job stands, in the terms of the agent's protocol. Times are seconds on the cloud's clock.
+
+    Attributes:
+        seq: grows with each change.
+        status: whether its main process runs.
+        exit_code: of its main process; `None` while it runs, and if it never did.
+        reason: why it ended: `exited`, `stopped` or `max_duration`.
+        started_at: when the agent was given it.
+        running_at: when its main process started.
+        finished_at: when it ended.
+        log_bytes: how much it has printed.
+    """
 
     seq: int
     status: JobStatus
@@ -66,8 +77,13 @@ class SimJob:
     """A job that an agent was given.
 
     Attributes:
+        id: its name.
         spec: what the agent was asked for, whatever it is.
+        script: what it does.
+        given_at: when the agent was given it, in seconds on the cloud's clock.
+        max_duration: seconds after which the agent ends it; `None`: never.
         ends_at: when it ends, unless it is stopped before.
+        reason: why it ends then.
     """
 
     id: str
