@@ -68,6 +68,21 @@ class Endpoint(_Frozen):
     ssh_user: str = "root"
 
 
+class Way(Endpoint):
+    """An endpoint together with what its machine proves itself with: how the core reaches it, where SSH does.
+
+    Attributes:
+        host_keys: `ssh-ed25519 AAAA...`: whoever shows another key is somebody else. None: nobody is let pass.
+    """
+
+    host_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def to(cls, endpoint: Endpoint, *host_keys: str) -> Way:
+        """The way to an endpoint whose machine has one of these keys."""
+        return cls(**endpoint.model_dump(include=set(Endpoint.model_fields)), host_keys=host_keys)
+
+
 class InstanceRef(_Frozen):
     """All that a backend needs to find one instance again; stored by the core, never interpreted.
 
