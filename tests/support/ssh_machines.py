@@ -8,8 +8,9 @@ Fixture, to be imported into a `conftest.py` together with `fleet`:
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from dstack_core._transport.ssh import AGENT_SOCKET, Patience, SshTransport
 from dstack_core.testing import Fleet, Machine, wait_until
 from tests.support.machines import answers
 
-__all__ = ["Boot", "Reached", "boot", "key_file", "start_agent_over_ssh", "transport"]
+__all__ = ["Boot", "Reached", "boot", "key_file", "start_agent_over_ssh", "transport", "until"]
 
 HOST_KEY = key_pair(bytes(range(32)))
 FOLDER = AGENT_SOCKET.rpartition("/")[0]
@@ -81,6 +82,18 @@ def user_data(public: str, host_key: KeyPair, **more: Any) -> str:
         **more,
     }
     return f"#cloud-config\n{json.dumps(config)}"
+
+
+async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
+    """Waits for a condition, a little longer each time."""
+    pause = 0.01
+    try:
+        async with asyncio.timeout(LONG):
+            while not await condition():
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, 0.5)
+    except TimeoutError:
+        pytest.fail(f"waited for {what} in vain")
 
 
 async def start_agent_over_ssh(transport: SshTransport, way: Way, archive: Path, instance: str = "i-1") -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from dstack_core._transport import (
 )
 from dstack_core._transport.keys import key_pair
 from dstack_core._transport.ssh import Patience, SshTransport
-from tests.support.ssh_machines import LONG, Boot, start_agent_over_ssh
+from tests.support.ssh_machines import LONG, Boot, start_agent_over_ssh, until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.machines]
 STRANGER = key_pair(bytes(32)).public
@@ -41,18 +41,6 @@ async def _answers(connection: AgentConnection) -> bool:
     with suppress(AgentUnreachable):
         return (await connection.health()).pid > 0
     return False
-
-
-async def until(condition: Callable[[], Awaitable[bool]], what: str) -> None:
-    """Waits for a condition, a little longer each time."""
-    pause = 0.01
-    try:
-        async with asyncio.timeout(LONG):
-            while not await condition():
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, 0.5)
-    except TimeoutError:
-        pytest.fail(f"waited for {what} in vain")
 
 
 def threads_and_children() -> tuple[int, int]:
