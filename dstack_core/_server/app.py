@@ -50,6 +50,7 @@ from dstack_core._store.starts import Starts
 from dstack_core._store.store import Store
 from dstack_core._store.vault import Vault
 from dstack_core._transport import LocalTransport, Ways, build_agent
+from dstack_core._transport.keys import server_key
 from dstack_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -225,6 +226,7 @@ async def composed(home: Path, *, local: bool = True) -> AsyncIterator[Parts]:
             alone=not url,
             kept=Starts(server_dir / "starts.json"),
             report_only=_report_only(),
+            server_key=lambda: server_key(_key_file(server_dir)),
             orphan_grace=_orphan_grace(local),
         )
         stack.push_async_callback(engine.stop)
