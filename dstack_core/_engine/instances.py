@@ -178,6 +178,7 @@ class InstanceHandler:
     async def forget(self, row_id: UUID) -> None:
         """Nothing but what the last step left is held."""
         self._next.pop(row_id, None)
+        self._booter.forget(row_id)
 
     def expect(self, lease: Lease, known: _Snapshot) -> None:
         """The next step is that of an intent which was just written."""

@@ -35,6 +35,7 @@ class IntentFor:
     Attributes:
         image: the job runs in a container.
         gpus: the job uses GPUs.
+        ssh_key_pub: who else may log in to its machine.
     """
 
     job_id: UUID
@@ -44,6 +45,7 @@ class IntentFor:
     max_duration: int | None
     image: bool = False
     gpus: bool = False
+    ssh_key_pub: str | None = None
 
     @classmethod
     def of(cls, job_id: UUID, run_id: UUID, run_name: str, project_name: str, spec: JobSpec) -> IntentFor:
@@ -56,6 +58,7 @@ class IntentFor:
             max_duration=spec.max_duration,
             image=spec.image_name is not None,
             gpus=spec.requirements.gpu is not None,
+            ssh_key_pub=spec.ssh_key_pub,
         )
 
 
@@ -127,16 +130,18 @@ def _for_boot(
 ) -> dict[str, Any]:
     """What a machine is given so that it can be reached."""
     key, gpus = keyring.server_key(), offer.resources.gpus
+    users = (whom.ssh_key_pub,) if whom.ssh_key_pub else ()
     boot = Boot(
         instance=str(intent),
         server_key=key,
+        public_keys=users,
         host_key=keyring.new_host_key(),
         grace=grace,
         expires_at=expires_at,
         container_engine=whom.image,
         gpus=gpus[0].vendor if whom.gpus and gpus else None,
     )
-    return {"ssh_public_keys": (key,), "user_data": user_data(boot)}
+    return {"ssh_public_keys": (key, *users), "user_data": user_data(boot)}
 
 
 def _tags(owner: UUID, intent: UUID, whom: IntentFor, expires_at: datetime | None) -> dict[str, str]:

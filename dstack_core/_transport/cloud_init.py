@@ -107,20 +107,24 @@ def _file(path: str, content: str, permissions: str = "0644") -> dict[str, str]:
 
 
 def _agent_unit(boot: Boot) -> str:
-    """Started when its program is there, and again when it dies. When it ends by itself, so does the machine."""
+    """Started when its program is there, and again when it died without a job. When it ends, so does the machine.
+
+    With a job it says 76 instead of starting again, which counts as an end like any other. (`SuccessAction=` would be
+    for that, but is taken before a restart, too.)
+    """
     return f"""\
 [Unit]
 Description=dstack agent
 ConditionPathExists={AGENT}
 StartLimitIntervalSec=0
-SuccessAction=poweroff
 [Service]
 WorkingDirectory={FOLDER}
-Environment=HOME=/root LANG=C.UTF-8
+Environment=HOME=/root LANG=C.UTF-8 DSTACK_AGENT_RESTARTS=1
 ExecStart=/usr/bin/env python3 -I -S -c '{START}' {AGENT} serve {boot.grace:g} {boot.instance}
 Restart=on-failure
 RestartSec=1
-RestartPreventExitStatus=75 76
+SuccessExitStatus=76
+ExecStopPost=/bin/sh -c '[ "$SERVICE_RESULT" != success ] || systemctl --no-block poweroff'
 OOMPolicy=continue
 KillMode=mixed
 TimeoutStopSec=20

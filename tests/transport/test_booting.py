@@ -139,6 +139,51 @@ async def test_from_boot_to_a_job(
     assert checked.code == 0, checked
 
 
+async def running_agent(transport: SshTransport, machine: Machine, archive: Path) -> AgentConnection:
+    """An agent of the machine that answers."""
+    await ready(transport, machine)
+    await start_agent(transport, way_to(machine), Program(archive))
+    connection = transport.connect(way_to(machine))
+    await until(lambda: _answers(connection), "the agent to answer")
+    return connection
+
+
+@pytest.mark.parametrize("whom", ["agent", "watchdog"])
+async def test_an_agent_that_dies_is_started_again(
+    boot_one: BootOne, transport: SshTransport, agent_archive: Path, whom: str
+) -> None:
+    """Killed before it had a job, it is there again, as another process, and takes one."""
+    machine = boot_one()
+    connection = await running_agent(transport, machine, agent_archive)
+    first = await connection.health()
+    machine.run("kill", "-9", str(first.pid if whom == "agent" else first.watchdog_pid))
+
+    async def is_another() -> bool:
+        return await _answers(connection) and (await connection.health()).watchdog_pid != first.watchdog_pid
+
+    await until(is_another, "another agent")
+    await connection.put_job("j", AgentJobSpec(argv=("sh", "-c", "env | grep -c DSTACK_AGENT; exit 0")))
+    state = await connection.job_state("j", wait=0)
+    while not state.is_finished:
+        state = await connection.job_state("j", after=state.seq, wait=20)
+    assert (await connection.read_log("j", 0)).data == b"0\n"
+    await connection.aclose()
+
+
+@pytest.mark.parametrize("whom", ["agent", "watchdog"])
+async def test_with_the_agent_of_a_job_the_machine_goes(
+    boot_one: BootOne, transport: SshTransport, agent_archive: Path, whom: str
+) -> None:
+    """Killed together with its job, it is of no more use: the machine powers off, so that the run learns of it."""
+    machine = boot_one()
+    connection = await running_agent(transport, machine, agent_archive)
+    await connection.put_job("j", AgentJobSpec(argv=("sleep", "1000")))
+    health = await connection.health()
+    machine.run("kill", "-9", str(health.pid if whom == "agent" else health.watchdog_pid))
+    off(machine)
+    await connection.aclose()
+
+
 async def test_a_damaged_program_is_never_started(
     boot_one: BootOne, transport: SshTransport, agent_archive: Path
 ) -> None:

@@ -52,7 +52,7 @@ def test_only_the_first_host_key_is_secret() -> None:
     """It is the one private key there, and the machine's public one can be read back."""
     text = user_data(FULL)
     assert text.count("PRIVATE KEY-----") == 2
-    assert HOST_KEY.private.splitlines()[1] in text
+    assert HOST_KEY.private.splitlines()[3] in text
     assert first_host_key(text) == HOST_KEY.public
     assert user_data(FULL) == text
 
