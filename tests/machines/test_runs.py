@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import subprocess
 
@@ -142,6 +143,20 @@ def test_a_cut_longer_than_the_keep_alive(client: Client, cloud: NimbusServer, f
     assert said.split() == [b"%d" % number for number in range(len(said.split()))]
     assert ended(run, LONG).status is RunStatus.DONE
     assert len(cloud.truth().servers) == 1
+    nothing_billed(cloud)
+
+
+def test_200_mb_of_output(client: Client, cloud: NimbusServer) -> None:
+    """Every byte arrives, once, in its place."""
+    noisy = "import sys\nfor n in range(2_000_000):\n    sys.stdout.write('%099d\\n' % n)\n"
+    run = submit(client, f'python3 -c "{noisy}"')
+    digest, expected = hashlib.sha256(), hashlib.sha256()
+    for first in range(0, 2_000_000, 10_000):
+        expected.update(b"".join(b"%099d\n" % n for n in range(first, first + 10_000)))
+    for chunk in run.logs():
+        digest.update(chunk)
+    assert digest.digest() == expected.digest()
+    assert ended(run, LONG).status is RunStatus.DONE
     nothing_billed(cloud)
 
 
