@@ -13,6 +13,8 @@ What the machine does with it:
 - gets what the job needs: Python, a container engine if the job has an image and the machine none; looks for its GPUs
 - writes down how that went, in `/var/lib/dstack/setup`, and says so on its console
 
+The last two begin when the server comes, which is as soon as SSH is answered, or else with cloud-init's last stage.
+
 The agent itself is sent over SSH: it is larger than user-data may be.
 """
 
@@ -33,6 +35,8 @@ AGENT = f"{FOLDER}/agent.pyz"
 ALIVE = "/run/dstack/alive"
 SETUP = f"{FOLDER}/setup"
 _BIN = "/usr/local/lib/dstack"
+BEGIN_SETUP = f"{_BIN}/setup"
+"""Begun by whoever comes first: the server, or cloud-init, whose last stage takes its time. Once is enough."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,9 +95,9 @@ def _config(boot: Boot) -> dict[str, Any]:
             _file("/etc/systemd/system/dstack-watch.service", _WATCH_UNIT),
             _file("/etc/systemd/system/dstack-watch.timer", _watch_timer(boot)),
             _file(f"{_BIN}/watch", _watch(boot), "0755"),
-            _file(f"{_BIN}/setup", _setup(boot), "0755"),
+            _file(BEGIN_SETUP, _setup(boot), "0755"),
         ],
-        "runcmd": [[f"{_BIN}/setup"]],
+        "runcmd": [[BEGIN_SETUP]],
     }
 
 
@@ -205,7 +209,7 @@ install() {{
   if command -v apt-get >/dev/null; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get -qq -o Acquire::Retries=3 update
-    apt-get install -y -qq --no-install-recommends "$1"
+    apt-get install -y -qq -o DPkg::Lock::Timeout=300 --no-install-recommends "$1"
   elif command -v dnf >/dev/null; then dnf install -y -q "$2"
   elif command -v yum >/dev/null; then yum install -y -q "$2"
   elif command -v zypper >/dev/null; then zypper -nq install "$2"
@@ -217,7 +221,9 @@ until_works() {{
   left=$1; shift
   until "$@" >/dev/null 2>&1; do [ $((left -= 1)) -gt 0 ] || return 1; sleep 1; done
 }}
-mkdir -p -m 700 {FOLDER}
+mkdir -p -m 700 {FOLDER} /run/dstack
+exec 9>/run/dstack/setup
+flock -n 9 && [ ! -s {SETUP} ] || exit 0
 systemctl daemon-reload
 systemctl enable -q --now dstack-watch.timer || fail "this machine has no systemd that works: use an image with one"
 systemctl enable -q dstack-agent

@@ -1,6 +1,6 @@
 """What the server has a machine do over SSH before there is an agent on it. Each of it may be repeated.
 
-1. `greet`: how far the machine's set-up is, and the host key that it has made for itself by now.
+1. `greet`: begins the machine's set-up, says how far it is, and the host key that it has made for itself by now.
 2. `show_own_key`: from now on it proves itself with that one. The first was in its user-data, which others can read.
 3. `start_agent`: the agent's program is sent, looked at there, put in its place, and started as a service.
 """
@@ -14,7 +14,7 @@ from typing import Self
 
 from dstack_core._models.instances import Endpoint
 from dstack_core._transport.agent_protocol import AgentUnreachable, Transport
-from dstack_core._transport.cloud_init import AGENT, ALIVE, FOLDER, SETUP
+from dstack_core._transport.cloud_init import AGENT, ALIVE, BEGIN_SETUP, FOLDER, SETUP
 from dstack_core.errors import DstackError
 
 _OWN_KEY = "/etc/ssh/dstack_own_key"
@@ -22,7 +22,11 @@ _SHOWN_KEY = "/etc/ssh/ssh_host_ed25519_key"
 
 _GREET = f"""\
 mkdir -p /run/dstack; cut -d. -f1 /proc/uptime >{ALIVE}
-[ -s {SETUP} ] || exit 0
+if [ ! -s {SETUP} ]; then
+  [ ! -x {BEGIN_SETUP} ] || setsid -f {BEGIN_SETUP} </dev/null >/dev/null 2>&1
+  left=20; until [ -s {SETUP} ] || [ $((left -= 1)) -lt 0 ]; do sleep 0.1; done
+  [ -s {SETUP} ] || exit 0
+fi
 if [ ! -s {_OWN_KEY} ]; then
   umask 077; rm -f {_OWN_KEY}.new*
   ssh-keygen -q -t ed25519 -N '' -C '' -f {_OWN_KEY}.new && mv {_OWN_KEY}.new.pub {_OWN_KEY}.pub &&

@@ -52,10 +52,14 @@ class Prepared:
         self._before = before
 
     def boot(self, user_data: str, **more: Any) -> Machine:
-        """Boots one, on which that is done before anything that its user-data wants to be run."""
+        """Boots one, on which that is done before its set-up begins."""
         first, _, text = user_data.partition("\n")
         config = json.loads(text)
-        config["runcmd"] = [["sh", "-c", self._before], *config["runcmd"]]
+        for file in config["write_files"]:
+            if file["path"].endswith("/setup"):
+                file["content"] = file["content"].replace(
+                    "systemctl daemon-reload\n", f"{self._before}\nsystemctl daemon-reload\n"
+                )
         return self._fleet.boot(f"{first}\n{json.dumps(config)}", **more)
 
 
