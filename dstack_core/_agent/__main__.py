@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 EXIT_TAKEN = 75
 EXIT_STARTED_BEFORE = 76
 EXIT_USAGE = 64
+EXIT_DIED = 70
+RESTARTS = "DSTACK_AGENT_RESTARTS"
+"""Set by whoever starts the agent again when it died: it may begin anew, if it had no job yet."""
 FIRST_LEASE = 600.0
 _POLITE = (signal.SIGTERM, signal.SIGINT)
 
@@ -40,8 +43,7 @@ def main() -> NoReturn:
     if child == 0:
         _serve(watchdog)
         os._exit(0)
-    _watch(child)
-    os._exit(0)
+    os._exit(_watch(child))
 
 
 def _seconds(given: list[str]) -> float:
@@ -60,11 +62,16 @@ def _claim() -> None:
     except OSError:
         sys.stderr.write("an agent is already running in this directory\n")
         sys.exit(EXIT_TAKEN)
+    restarts = os.environ.pop(RESTARTS, None) is not None
     try:
         os.close(os.open("agent.started", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     except FileExistsError:
-        sys.stderr.write("an agent has already run in this directory; an instance starts only once\n")
-        sys.exit(EXIT_STARTED_BEFORE)
+        # The folder of its output is the first thing that is made for a job.
+        if not restarts or os.path.exists("log"):
+            sys.stderr.write("an agent has already run in this directory; an instance starts only once\n")
+            sys.exit(EXIT_STARTED_BEFORE)
+        with quiet:
+            os.unlink("agent.sock.new")
     for name in os.listdir("/dev/fd"):
         if int(name) > 2 and int(name) != lock:
             with quiet:
@@ -73,13 +80,8 @@ def _claim() -> None:
 
 def _detach() -> None:
     """Own session, own log, no input: nothing of who started us is left."""
-    try:
-        os.setsid()
-    except OSError:
-        # The leader of a process group cannot; its child can.
-        if os.fork():
-            os._exit(0)
-        os.setsid()
+    if os.getsid(0) != os.getpid():
+        _leave_session()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = os.open("agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -87,6 +89,17 @@ def _detach() -> None:
         os.dup2(source, number)
     os.close(log)
     os.close(null)
+
+
+def _leave_session() -> None:
+    """Whoever has a session already, as a service of systemd, is not to disappear from its sight."""
+    try:
+        os.setsid()
+    except OSError:
+        # The leader of a process group cannot; its child can.
+        if os.fork():
+            os._exit(0)
+        os.setsid()
 
 
 def _serve(watchdog: int) -> None:
@@ -107,14 +120,15 @@ def _serve(watchdog: int) -> None:
     server.close()
 
 
-def _watch(child: int) -> None:
-    """Waits for the agent's end, and sees to it that nothing outlives it."""
+def _watch(child: int) -> int:
+    """Waits for the agent's end, and sees to it that nothing outlives it. 0 if it ended by itself."""
     for number in _POLITE:
         signal.signal(number, lambda number, _: os.kill(child, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _POLITE)
     tree.adopt_orphans()
-    while os.waitpid(-1, 0)[0] != child:
-        pass
+    ended = status = 0
+    while ended != child:
+        ended, status = os.waitpid(-1, 0)
     tree.kill_all_below_me()
     if os.path.exists("git"):
         from .clone import forget
@@ -124,6 +138,7 @@ def _watch(child: int) -> None:
         from .container import remove_leftovers
 
         remove_leftovers(os.getcwd())
+    return EXIT_DIED if status else 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
@@ -26,6 +27,7 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+_PUBLIC_KEY = re.compile(r"(ssh|ecdsa|sk)-[a-z0-9@.-]{1,60} [A-Za-z0-9+/]{20,1500}={0,2}( [\x20-\x7e]{0,200})?")
 STOP_GRACE = 15
 """Seconds between the polite stop and the kill, unless `stop_duration` says otherwise."""
 
@@ -106,7 +108,17 @@ def _job(
         repo_id=spec.repo_id if is_cloned(spec) else None,
         repo_data=RemoteRunRepoData.model_validate(spec.repo_data) if is_cloned(spec) else None,
         code_hash=spec.repo_code_hash,
+        ssh_key_pub=_public_key(spec.ssh_key_pub),
     )
+
+
+def _public_key(text: str | None) -> str | None:
+    """One line of `authorized_keys`, and nothing that could make it two, or say more than who is let in."""
+    if text is None:
+        return None
+    if not _PUBLIC_KEY.fullmatch(text.strip()):
+        raise ConfigurationError("ssh_key_pub is no public key as OpenSSH writes it: ssh-ed25519 AAAA... comment")
+    return text.strip()
 
 
 def is_cloned(spec: RunSpec) -> bool:

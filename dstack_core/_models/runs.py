@@ -134,6 +134,7 @@ class JobSpec(_Wire):
         repo_id: the git repository to clone into the job's folder, as the server knows it; `None` for none.
         repo_data: with `repo_id`, what to check out.
         code_hash: the `CodeManifest` to lay into the job's folder; `None` for none.
+        ssh_key_pub: the user's public key, which the machine lets in as well; `None` for none.
         service_port: the port of a replica, which is probed and gets traffic; `None` for what is no service.
         probes: how it is found out whether a replica is ready.
         replicas: of a service: how many there are.
@@ -165,6 +166,7 @@ class JobSpec(_Wire):
     repo_id: str | None = None
     repo_data: RemoteRunRepoData | None = None
     code_hash: str | None = None
+    ssh_key_pub: str | None = None
     service_port: int | None = None
     probes: tuple[ProbeConfig, ...] = ()
     replicas: int = 1

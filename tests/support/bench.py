@@ -13,10 +13,12 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from dstack_core._engine.booting import Booter
 from dstack_core._engine.instances import InstanceHandler
 from dstack_core._engine.intents import IntentFor, render_intent
 from dstack_core._engine.jobs import look_at_job
 from dstack_core._engine.journal import Wakeups
+from dstack_core._engine.keyring import Keyring
 from dstack_core._engine.leases import Lease, take_due, wake
 from dstack_core._engine.reconciler import LEASE
 from dstack_core._engine.seams import Seams
@@ -26,7 +28,7 @@ from dstack_core._engine.transitions import InstanceStatus
 from dstack_core._models.instances import Endpoint
 from dstack_core._store.store import Store
 from dstack_core._store.tables import InstanceRow
-from dstack_core._transport import AgentHealth, AgentUnreachable
+from dstack_core._transport import AgentHealth, AgentUnreachable, Said
 from dstack_core._transport.agent_protocol import PROTOCOL
 from tests.support.cloud import ScriptedCloud, hub_of
 
@@ -92,6 +94,10 @@ class ScriptedTransport:
             raise AgentUnreachable("scripted silence")
         return AgentHealth("scripted", PROTOCOL, 1, 1, (), None, self.instance)
 
+    async def run(self, endpoint: Endpoint, command: str, data: bytes = b"") -> Said:
+        """No machine answers over SSH."""
+        raise AgentUnreachable("scripted silence")
+
     async def renew_lease(self, seconds: float) -> None:
         """Answers, or not, and counts."""
         await self.health()
@@ -134,13 +140,14 @@ class Bench:
             wakeups,
             self.shortages,
             look_at_job,
+            Booter(self.clock, self.transport, Path("/agent.pyz")),  # type: ignore[arg-type]  # a double of the seam
         )
         self.sweeper = Sweeper(self.seams, self.store, self.hub, wakeups, OWNER, report_only=self.report_only)
 
-    async def intend(self) -> UUID:
-        """Writes an intent for the cloud's first offer."""
+    async def intend(self, keyring: Keyring | None = None) -> UUID:
+        """Writes an intent for the cloud's first offer; with a keyring, for a machine that boots."""
         whom = IntentFor(UUID(int=1), UUID(int=2), "run", "main", 3600)
-        intent = render_intent(self.seams, OWNER, whom, self.cloud.offers[0], Path("/agent.pyz"))
+        intent = render_intent(self.seams, OWNER, whom, self.cloud.offers[0], Path("/agent.pyz"), keyring=keyring)
         row = intent.row(self.clock.now())
         row.job_id = row.run_id = None
         await self.store.transact(lambda session: session.add(row))
