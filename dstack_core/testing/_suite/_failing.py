@@ -438,9 +438,16 @@ def _no_secret(rig: Rig, text: str, what: str, cure: str) -> None:
 
 
 def _with_wrong_secrets(rig: Rig) -> Any:
-    entry = rig.cloud.config()
-    changed = {key: "wrong-0123456789" for key, value in entry.items() if value in rig.secrets}
-    return rig.another(rig.info.config.model_validate({**entry, **changed}))
+    return rig.another(rig.info.config.model_validate(_spoilt(rig.cloud.config(), set(rig.secrets))))
+
+
+def _spoilt(value: Any, secrets: set[str]) -> Any:
+    """The same, with other secrets, however deep."""
+    if isinstance(value, dict):
+        return {key: _spoilt(inner, secrets) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spoilt(inner, secrets) for inner in value]
+    return "wrong-0123456789" if isinstance(value, str) and value in secrets else value
 
 
 def _problems(check: Callable[[], Sequence[str]]) -> list[str]:
