@@ -6,7 +6,7 @@ Layout:
     ├── config.yml                           the client's projects and repos
     ├── server.sock                          the local server
     ├── server/                              config.yml, server.db, starts.json, server.log, secret.key, logs/, code/,
-    │                                        agent/, locks
+    │                                        agent/, ssh/, locks
     ├── client/                              what the client knows of the folders that it sent
     ├── local/<instance>/                    one directory per instance of the local backend
     └── ssh/                                 what `attach` writes for OpenSSH

@@ -46,6 +46,7 @@ __all__ = [
     "dstack_check_config",
     "dstack_connect",
     "dstack_create_instance",
+    "dstack_get_console",
     "dstack_get_instance",
     "dstack_list_all_instances",
     "dstack_list_instances",
@@ -57,7 +58,7 @@ __all__ = [
 
 PROJECT = "dstack"
 ENTRY_POINT_GROUP = "dstack.backends"
-PLUGIN_API = (1, 1)
+PLUGIN_API = (1, 2)
 BACKEND_NAME = r"[a-z][a-z0-9-]*"
 BACKEND_NAME_LENGTH = 64
 
@@ -106,6 +107,8 @@ class BackendInfo:
             change with each run.
         existing_machines: offers are machines that exist already, not sizes made to order, so sizes that
             the user did not set ask for nothing.
+        boots_machines: instances are machines that boot with cloud-init and an SSH server, and get `user_data`. The
+            core reaches them over SSH, where their `Endpoint` says, and brings the agent itself.
         terminates_itself: what ends an instance if every server dies: `"agent"`, `"cloud"`, or `"nobody"`. Shown in
             the plan.
         max_concurrency: how many hooks of this backend may run at once.
@@ -124,6 +127,7 @@ class BackendInfo:
     provisioning_timeout: float = 600.0
     offers_ttl: float = 60.0
     existing_machines: bool = False
+    boots_machines: bool = False
     terminates_itself: Literal["agent", "cloud", "nobody"] = "agent"
     max_concurrency: int = 8
     hook_timeout: float = 60.0
@@ -284,6 +288,23 @@ def dstack_connect(instance: Instance, backend: str) -> Endpoint | None:
             `BackendInfo.provisioning_timeout`.
 
     Since 1.0.
+    """
+
+
+@hookspec(firstresult=True)
+def dstack_get_console(ref: InstanceRef, backend: str) -> str | None:
+    """Says what appeared on the console of a machine: while it booted, and last.
+
+    Called once when a machine that boots comes to nothing, so that a person reads why in `run.logs(diagnose=True)`. The
+    end is what counts; some tens of kilobytes are enough. Reads only.
+
+    Returns:
+        The text, line ends and control characters as they are; `None` when there is nothing (any more).
+
+    Raises:
+        AuthenticationError, RateLimitedError, UnknownOutcomeError: shown in its place.
+
+    Since 1.2.
     """
 
 

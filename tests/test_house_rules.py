@@ -44,7 +44,9 @@ SLEEPS = {
 # Files whose comments silence one and the same thing over and over, with the reason that all of them share.
 SHARED_REASONS = {"dstack_core/_hookspecs.py": "a hook's specification has a docstring instead of a body"}
 
-SERVER_ONLY = ("pluggy", "sqlalchemy", "alembic", "fastapi", "starlette", "uvicorn", "httpx", "typer", "rich")
+SERVER_ONLY = (
+    "pluggy", "sqlalchemy", "alembic", "asyncssh", "fastapi", "starlette", "uvicorn", "httpx", "typer", "rich"
+)  # fmt: skip
 SDKS = ("boto3", "botocore", "google.cloud", "googleapiclient", "azure", "msal", "oci", "docker", "kubernetes")
 
 

@@ -73,13 +73,8 @@ def _claim() -> None:
 
 def _detach() -> None:
     """Own session, own log, no input: nothing of who started us is left."""
-    try:
-        os.setsid()
-    except OSError:
-        # The leader of a process group cannot; its child can.
-        if os.fork():
-            os._exit(0)
-        os.setsid()
+    if os.getsid(0) != os.getpid():
+        _leave_session()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log = os.open("agent.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     null = os.open(os.devnull, os.O_RDONLY)
@@ -87,6 +82,17 @@ def _detach() -> None:
         os.dup2(source, number)
     os.close(log)
     os.close(null)
+
+
+def _leave_session() -> None:
+    """Whoever has a session already, as a service of systemd, is not to disappear from its sight."""
+    try:
+        os.setsid()
+    except OSError:
+        # The leader of a process group cannot; its child can.
+        if os.fork():
+            os._exit(0)
+        os.setsid()
 
 
 def _serve(watchdog: int) -> None:

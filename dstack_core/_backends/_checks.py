@@ -88,6 +88,11 @@ def endpoint(result: object) -> Endpoint | None:
     return None if result is None else _a(Endpoint, result)
 
 
+def text(result: object) -> str | None:
+    """A text, or `None` when there is none."""
+    return None if result is None else _a(str, result)
+
+
 def sentences(result: object) -> list[str]:
     """Problems in words."""
     if isinstance(result, str):

@@ -262,6 +262,11 @@ class BackendHub:
         question = _Question("dstack_connect", {"instance": instance}, _checks.endpoint, absent=there)
         return await self._ask(known, question)
 
+    async def get_console(self, ref: InstanceRef) -> str | None:
+        """See `dstack_get_console`; `None` for a backend without it."""
+        question: _Question[str | None] = _Question("dstack_get_console", {"ref": ref}, _checks.text, absent=(None,))
+        return await self._ask(self._old_work(ref.backend), question)
+
     # -- one call ----------------------------------------------------------------------------------------------------
 
     def _new_work(self, name: str) -> Backend:

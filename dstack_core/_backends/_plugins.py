@@ -39,7 +39,7 @@ REQUIRED = (
     "dstack_list_instances",
     "dstack_terminate_instance",
 )
-OPTIONAL = ("dstack_check_config", "dstack_connect", "dstack_list_all_instances")
+OPTIONAL = ("dstack_check_config", "dstack_connect", "dstack_get_console", "dstack_list_all_instances")
 HOOKS = (REGISTER, *REQUIRED, *OPTIONAL)
 _METHODS = (staticmethod, classmethod)
 

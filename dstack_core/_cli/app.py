@@ -126,7 +126,7 @@ def apply(
             run_name=name,
             profile=said,
         )
-        show_plan(plan)
+        show_plan(plan, on_this_computer=client.client.on_this_computer)
         if not can_start(plan):
             say("dstack: No offer can run this now.")
             raise typer.Exit(1)

@@ -19,8 +19,13 @@ _SHOWN = 5
 _AVAILABILITY = {"available": "green", "no_capacity": "red", "no_quota": "red", "unknown": ""}
 
 
-def show_plan(plan: RunPlan) -> None:
-    """What was asked for, then the offers, cheapest first, and why others are missing; on standard error."""
+def show_plan(plan: RunPlan, *, on_this_computer: bool = False) -> None:
+    """What was asked for, then the offers, cheapest first, and why others are missing; on standard error.
+
+    Args:
+        plan: the plan.
+        on_this_computer: its server is, so that both are switched off together.
+    """
     facts = table("", "")
     facts.show_header = False
     for name, value in _facts(plan):
@@ -28,7 +33,7 @@ def show_plan(plan: RunPlan) -> None:
     shown = console(stderr=True)
     shown.print(facts)
     for job in plan.job_plans[:1]:
-        shown.print(*_offers(job), sep="\n")
+        shown.print(*_offers(job, "this computer" if on_this_computer else "the server"), sep="\n")
 
 
 def can_start(plan: RunPlan) -> bool:
@@ -110,7 +115,7 @@ def _duration(seconds: int | None) -> str:
     return f"{seconds}s"
 
 
-def _offers(job: JobPlan) -> Iterator[Table | Text]:
+def _offers(job: JobPlan, server: str) -> Iterator[Table | Text]:
     yield Text()
     if job.offers:
         rows = table("#", "BACKEND", "REGION", "INSTANCE", "RESOURCES", "PRICE", "AVAILABILITY")
@@ -121,7 +126,7 @@ def _offers(job: JobPlan) -> Iterator[Table | Text]:
         yield Text("There is no offer that fits.")
     if job.total_offers > _SHOWN:
         yield Text(f"Shown: {_SHOWN} of {job.total_offers} offers, the cheapest first.")
-    for line in _who_ends_it(job.offers):
+    for line in _who_ends_it(job.offers, server):
         yield Text(line)
     for note in job.notes:
         yield Text(f"  {note}")
@@ -135,10 +140,10 @@ _ENDS = {
 }
 
 
-def _who_ends_it(offers: Sequence[InstanceOffer]) -> Iterator[str]:
+def _who_ends_it(offers: Sequence[InstanceOffer], server: str) -> Iterator[str]:
     """Who sees to the end of what costs money if the server, perhaps this computer, is switched off."""
     for backend, who in sorted({(offer.backend, offer.terminates_itself) for offer in offers if offer.price}):
-        yield f"If the server is switched off ({backend}): {_ENDS.get(who, who)}."
+        yield f"If {server} is switched off ({backend}): {_ENDS.get(who, who)}."
 
 
 def _cells(offer: InstanceOffer) -> Iterator[Text]:

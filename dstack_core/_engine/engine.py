@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
@@ -10,12 +11,14 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dstack_core._backends import BackendHub
+from dstack_core._engine.booting import Booter
 from dstack_core._engine.code import JobCode
 from dstack_core._engine.doctor import Doctor
 from dstack_core._engine.instances import InstanceHandler
 from dstack_core._engine.intents import ORPHAN_GRACE
 from dstack_core._engine.jobs import JobHandler, look_at_job
 from dstack_core._engine.journal import Wakeups
+from dstack_core._engine.keyring import Keyring
 from dstack_core._engine.reconciler import Reconciler
 from dstack_core._engine.replicas import Directory
 from dstack_core._engine.repos import RepoService
@@ -30,10 +33,16 @@ from dstack_core._store.store import Store
 from dstack_core._store.tables import MetaRow, ProjectRow
 from dstack_core._store.vault import Vault
 from dstack_core._transport import Transport
+from dstack_core._transport.keys import KeyPair
+from dstack_core.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
 DEFAULT_PROJECT = "main"
+
+
+def _no_key() -> KeyPair:
+    raise ConfigurationError("This server has no SSH key, so no machine could let it in.")
 
 
 class Engine:
@@ -52,6 +61,7 @@ class Engine:
         alone: no other server can be on this database; work left behind by a dead one is then taken up at once.
         kept: what is remembered of the database outside of it, so that one which went back in time is found out.
         orphan_grace: seconds for which an agent without a running job stays when no server is heard of.
+        server_key: the key that machines let in; without it there can be none that boot.
         report_only: instances that nobody claims are reported, and not ended.
 
     Attributes:
@@ -73,6 +83,7 @@ class Engine:
         alone: bool = False,
         kept: Kept | None = None,
         report_only: bool = False,
+        server_key: Callable[[], KeyPair] | None = None,
         orphan_grace: float = ORPHAN_GRACE,
     ) -> None:
         self._seams = seams
@@ -88,6 +99,7 @@ class Engine:
         self._kept = kept
         self._report_only = report_only
         self._orphan_grace = orphan_grace
+        self._keyring = Keyring(seams, server_key or _no_key)
         self._wakeups = Wakeups(lease_owner)
         self._reconciler: Reconciler | None = None
         self._service: RunService | None = None
@@ -118,6 +130,7 @@ class Engine:
         """Takes up all work that is due."""
         owner = await self._store.transact(self._identity)
         await self._count_start(owner)
+        await self._check_key()
         shortages = Shortages(self._seams.clock, self._store, alone=self._alone)
         jobs = JobHandler(
             self._seams,
@@ -131,6 +144,7 @@ class Engine:
             self._directory,
             JobCode(self._store, self._code, self.repos),
             shortages,
+            self._keyring,
             self._orphan_grace,
         )
         instances = InstanceHandler(
@@ -141,6 +155,7 @@ class Engine:
             self._wakeups,
             shortages,
             look_at_job,
+            Booter(self._seams.clock, self._transport, self._agent_pyz),
             self._orphan_grace,
         )
         self._reconciler = Reconciler(self._seams, self._store, self._lease_owner, {"job": jobs, "instance": instances})
@@ -187,6 +202,12 @@ class Engine:
         self._kept.write(owner, starts)
         if alarm:
             log.critical("%s", alarm)
+
+    async def _check_key(self) -> None:
+        """Finds out whether the machines there are let this server in."""
+        booting = [name for name in self._backends.reachable() if self._backends.info(name).boots_machines]
+        if booting:
+            await self._store.transact(lambda session: self._keyring.check(session, booting))
 
     def _identity(self, session: Session) -> UUID:
         """The owner id of this database, made on first use, together with the default project."""

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from dstack_core._backends import BackendHub
 from dstack_core._engine import journal
+from dstack_core._engine.booting import Booter, last_words, way_to
 from dstack_core._engine.intents import ORPHAN_GRACE, NewIntent
 from dstack_core._engine.leases import Lease, held, lengthen, release, renew, take_job, wake
 from dstack_core._engine.orphans import ROUNDS
@@ -31,6 +32,7 @@ from dstack_core._models.offers import Offer
 from dstack_core._store.store import Store
 from dstack_core._store.tables import InstanceRow, JobRow
 from dstack_core._transport import AgentConnection, AgentRefused, AgentUnreachable, Transport
+from dstack_core._transport.on_machine import MachineBroken
 from dstack_core.errors import (
     AuthenticationError,
     BackendError,
@@ -116,6 +118,7 @@ class InstanceHandler:
 
     Args:
         look_at_job: what the next step of a job needs, read from its row.
+        booter: brings machines that boot to a running agent.
     """
 
     def __init__(
@@ -127,6 +130,7 @@ class InstanceHandler:
         wakeups: journal.Wakeups,
         shortages: Shortages,
         look_at_job: Callable[[Session, JobRow], object],
+        booter: Booter,
         orphan_grace: float = ORPHAN_GRACE,
     ) -> None:
         self._clock = seams.clock
@@ -137,6 +141,7 @@ class InstanceHandler:
         self._wakeups = wakeups
         self._shortages = shortages
         self._look_at_job = look_at_job
+        self._booter = booter
         self._orphan_grace = orphan_grace
         self._next: dict[UUID, tuple[Lease, _Snapshot]] = {}
 
@@ -145,7 +150,7 @@ class InstanceHandler:
         it = await self._now(lease, woken)
         if it is None:
             return False
-        seen = await self._observe(lease, it)
+        seen = await self._observe(lease, it, woken)
         woken.clear()
         written = await self._store.transact(lambda session: self._write(session, lease, it, seen), quick=True)
         if written.shortage is not None:
@@ -282,7 +287,7 @@ class InstanceHandler:
 
     # -- observing -----------------------------------------------------------------------------------------------
 
-    async def _observe(self, lease: Lease, it: _Snapshot) -> InstanceObservation:
+    async def _observe(self, lease: Lease, it: _Snapshot, woken: asyncio.Event) -> InstanceObservation:
         """Looks at (or acts on) the cloud as the status asks for."""
         if it.view.status is InstanceStatus.INTENT:
             return await self._create(lease, it)
@@ -290,8 +295,9 @@ class InstanceHandler:
             return await self._find(lease, it)
         if it.view.ref is None:
             raise RuntimeError(f"Instance {it.id} is {it.view.status.value} without a reference")
+        if it.view.status is InstanceStatus.STARTING:
+            return await self._start_up(lease, it, it.view.ref, woken)
         look = {
-            InstanceStatus.STARTING: self._reach,
             InstanceStatus.RUNNING: self._check,
             InstanceStatus.TERMINATING: self._terminate,
         }[it.view.status]
@@ -382,12 +388,57 @@ class InstanceHandler:
             log.error("Intent %s became more than one instance; terminating %s", double.intent, double.ref.id)
             await self._backends.terminate_instance(double.ref)
 
-    async def _reach(self, it: _Snapshot, ref: InstanceRef) -> InstanceObservation:
+    async def _start_up(
+        self, lease: Lease, it: _Snapshot, ref: InstanceRef, woken: asyncio.Event
+    ) -> InstanceObservation:
+        """Waits a little for an accepted instance; of a machine that comes to nothing the last words are kept."""
+        if not self._backends.info(it.request.offer.backend).boots_machines:
+            return await self._reach(it, ref, it.view.endpoint)
+        try:
+            seen = await self._reach(it, ref, await self._boot(lease, it, woken))
+        except MachineBroken as broken:
+            seen = self._saw(InstanceEvent.BROKEN, message=str(broken))
+        if seen.event is InstanceEvent.SILENT:
+            return seen
+        self._booter.forget(it.id)
+        if seen.event is not InstanceEvent.REACHED:
+            await self._note_console(lease, ref)
+        return seen
+
+    async def _reach(self, it: _Snapshot, ref: InstanceRef, way: Endpoint | None) -> InstanceObservation:
         """Waits a little for the agent of an accepted instance to answer."""
-        endpoint = it.view.endpoint
-        if endpoint is not None and await self._answers(it, endpoint):
+        if way is not None and await self._answers(it, way):
             return self._saw(InstanceEvent.REACHED)
         return await self._ask_about_starting(it, ref)
+
+    async def _boot(self, lease: Lease, it: _Snapshot, woken: asyncio.Event) -> Endpoint | None:
+        """Brings a machine to a running agent: the way to it, or `None` after some patience."""
+        if it.view.endpoint is None:
+            return None
+
+        async def keep(key: str) -> None:
+            await self._store.transact(lambda session: self._note_host_key(session, lease, key), quick=True)
+
+        return await self._booter.bring_up(it.id, it.request.user_data, it.view.endpoint, it.view.host_key, keep, woken)
+
+    def _note_host_key(self, session: Session, lease: Lease, key: str) -> None:
+        held(session, lease, InstanceRow).host_key = key
+
+    async def _note_console(self, lease: Lease, ref: InstanceRef) -> None:
+        """Adds what the machine's console said last to the account of its run."""
+        try:
+            said = await self._backends.get_console(ref)
+        except BackendError as error:
+            said = f"(the console cannot be read: {error})"
+        if said:
+            lines = last_words(said)
+            await self._store.transact(lambda session: self._note_lines(session, lease, lines))
+
+    def _note_lines(self, session: Session, lease: Lease, lines: list[str]) -> None:
+        row = held(session, lease, InstanceRow)
+        if row.run_id is not None:
+            for line in lines:
+                journal.note(session, row.run_id, row.job_id, self._clock.now(), f"console of {row.name}: {line}")
 
     async def _answers(self, it: _Snapshot, endpoint: Endpoint) -> bool:
         """True as soon as the agent answers, False after some patience."""
@@ -417,7 +468,8 @@ class InstanceHandler:
         if seen.event is InstanceEvent.SILENT and since > info.provisioning_timeout:
             return self._saw(
                 InstanceEvent.TIMED_OUT,
-                message=f"the agent did not answer within {info.provisioning_timeout:g} s of the instance's start",
+                message=f"the agent did not answer within {info.provisioning_timeout:g} s of the instance's start"
+                + self._booter.why(it.id),
             )
         return seen
 
@@ -451,7 +503,7 @@ class InstanceHandler:
         """Whether the agent answers now. Renews its lease, as somebody cares for it whether it has a job or not."""
         if it.view.endpoint is None:
             return False
-        connection = self._transport.connect(it.view.endpoint)
+        connection = self._transport.connect(way_to(it.view.endpoint, it.view.host_key))
         try:
             await connection.renew_lease(self._orphan_grace)
         except AgentUnreachable:
@@ -464,7 +516,8 @@ class InstanceHandler:
 
     async def _is_silent(self, it: _Snapshot) -> bool:
         """Whether the agent does not answer even after some patience."""
-        return it.view.endpoint is None or not await self._answers(it, it.view.endpoint)
+        endpoint = it.view.endpoint
+        return endpoint is None or not await self._answers(it, way_to(endpoint, it.view.host_key))
 
     async def _describe(self, it: _Snapshot, ref: InstanceRef, fresh: bool) -> InstanceObservation:
         """Asks the cloud about one instance. `fresh`: so young that "unknown" means nothing yet."""
@@ -541,6 +594,7 @@ def view_of(row: InstanceRow) -> InstanceView:
         wanted=row.wanted,
         ref=InstanceRef.model_validate_json(row.ref) if row.ref else None,
         endpoint=Endpoint.model_validate_json(row.endpoint) if row.endpoint else None,
+        host_key=row.host_key,
         error=row.error,
         error_scope=row.error_scope,
         message=row.message,
@@ -558,7 +612,7 @@ def apply_view(row: InstanceRow, view: InstanceView) -> None:
     row.status = view.status.value
     row.ref = view.ref.model_dump_json() if view.ref else None
     row.endpoint = view.endpoint.model_dump_json() if view.endpoint else None
-    for column in ("error", "error_scope", "message", "misses", "failures"):
+    for column in ("host_key", "error", "error_scope", "message", "misses", "failures"):
         setattr(row, column, getattr(view, column))
     for column in ("accepted_at", "running_at", "terminating_at", "terminated_at"):
         setattr(row, column, getattr(view, column))

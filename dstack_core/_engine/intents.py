@@ -6,15 +6,19 @@ import hashlib
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
+from dstack_core._engine.keyring import Keyring
 from dstack_core._engine.naming import idempotency_token, instance_name, request_uuid, tag_value
 from dstack_core._engine.seams import Seams
 from dstack_core._engine.transitions import InstanceStatus
 from dstack_core._models.instances import InstanceRequest
 from dstack_core._models.offers import Offer
+from dstack_core._models.runs import JobSpec
 from dstack_core._store.tables import InstanceRow
 from dstack_core._transport import agent_command
+from dstack_core._transport.cloud_init import Boot, user_data
 
 SLACK = timedelta(hours=1)
 """How much longer than its job's `max_duration` a machine may exist at the very most: start, images, last output."""
@@ -26,13 +30,33 @@ ORPHAN_GRACE = 600.0
 
 @dataclass(frozen=True, slots=True)
 class IntentFor:
-    """Whom an intent is for."""
+    """Whom an intent is for.
+
+    Attributes:
+        image: the job runs in a container.
+        gpus: the job uses GPUs.
+    """
 
     job_id: UUID
     run_id: UUID
     run_name: str
     project_name: str
     max_duration: int | None
+    image: bool = False
+    gpus: bool = False
+
+    @classmethod
+    def of(cls, job_id: UUID, run_id: UUID, run_name: str, project_name: str, spec: JobSpec) -> IntentFor:
+        """For an attempt of this job."""
+        return cls(
+            job_id=job_id,
+            run_id=run_id,
+            run_name=run_name,
+            project_name=project_name,
+            max_duration=spec.max_duration,
+            image=spec.image_name is not None,
+            gpus=spec.requirements.gpu is not None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +89,17 @@ class NewIntent:
 
 
 def render_intent(
-    seams: Seams, owner: UUID, whom: IntentFor, offer: Offer, agent_pyz: Path, orphan_grace: float = ORPHAN_GRACE
+    seams: Seams,
+    owner: UUID,
+    whom: IntentFor,
+    offer: Offer,
+    agent_pyz: Path,
+    orphan_grace: float = ORPHAN_GRACE,
+    keyring: Keyring | None = None,
 ) -> NewIntent:
     """Makes the intent to buy an offer for a job. Everything that depends on time or chance is drawn here, once.
+
+    `keyring`: given for a machine that boots, which then gets user-data.
 
     A job without `max_duration` has no time at which its machine must be gone: there the agent's lease is what ends it.
     """
@@ -85,8 +117,26 @@ def render_intent(
         tags=_tags(owner, intent, whom, expires_at),
         expires_at=expires_at,
         agent_command=agent_command(agent_pyz, orphan_grace, str(intent)),
+        **({} if keyring is None else _for_boot(keyring, intent, whom, offer, orphan_grace, expires_at)),
     )
     return NewIntent(intent, whom, request)
+
+
+def _for_boot(
+    keyring: Keyring, intent: UUID, whom: IntentFor, offer: Offer, grace: float, expires_at: datetime | None
+) -> dict[str, Any]:
+    """What a machine is given so that it can be reached."""
+    key, gpus = keyring.server_key(), offer.resources.gpus
+    boot = Boot(
+        instance=str(intent),
+        server_key=key,
+        host_key=keyring.new_host_key(),
+        grace=grace,
+        expires_at=expires_at,
+        container_engine=whom.image,
+        gpus=gpus[0].vendor if whom.gpus and gpus else None,
+    )
+    return {"ssh_public_keys": (key,), "user_data": user_data(boot)}
 
 
 def _tags(owner: UUID, intent: UUID, whom: IntentFor, expires_at: datetime | None) -> dict[str, str]:

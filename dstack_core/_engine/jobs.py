@@ -16,11 +16,13 @@ from sqlalchemy.orm import Session
 
 from dstack_core._backends import BackendHub
 from dstack_core._engine import dev_environments, journal, placement
+from dstack_core._engine.booting import way_to
 from dstack_core._engine.code import CodeUnavailable, JobCode
 from dstack_core._engine.instances import as_written as instance_as_written
 from dstack_core._engine.instances import note_call
 from dstack_core._engine.intents import ORPHAN_GRACE, IntentFor, NewIntent, render_intent
 from dstack_core._engine.keeping import end_run, new_attempt, revive_replicas
+from dstack_core._engine.keyring import Keyring
 from dstack_core._engine.leases import (
     FIRST_TOKEN,
     Kind,
@@ -125,9 +127,11 @@ class JobHandler:
         directory: Directory,
         code: JobCode,
         shortages: Shortages,
+        keyring: Keyring,
         orphan_grace: float = ORPHAN_GRACE,
     ) -> None:
         self._seams = seams
+        self._keyring = keyring
         self._clock = seams.clock
         self._store = store
         self._logs = logs
@@ -272,7 +276,8 @@ class JobHandler:
             return self._unplaceable(it, ranked.notes), None
         if it.whom is None:
             raise RuntimeError(f"Job {it.id} is placed in status {it.view.status.value}")
-        intent = render_intent(self._seams, self._owner, it.whom, offer, self._agent_pyz, self._orphan_grace)
+        keyring = self._keyring if self._backends.info(offer.backend).boots_machines else None
+        intent = render_intent(self._seams, self._owner, it.whom, offer, self._agent_pyz, self._orphan_grace, keyring)
         return self._saw(JobEvent.PLACED, instance_id=intent.id), intent
 
     def _unplaceable(self, it: Snapshot, notes: Iterable[str]) -> JobObservation:
@@ -660,7 +665,7 @@ def _snapshot(session: Session, row: JobRow, view: JobView) -> Snapshot:
     whom = None
     if view.status is RunStatus.SUBMITTED or (view.status is RunStatus.PROVISIONING and _came_to_nothing(instance)):
         run_name, project_name = session.execute(_NAMES, {"run_id": row.run_id}).one()
-        whom = IntentFor(row.id, row.run_id, run_name, project_name, spec.max_duration)
+        whom = IntentFor.of(row.id, row.run_id, run_name, project_name, spec)
     return Snapshot(
         id=row.id,
         run_id=row.run_id,
@@ -685,7 +690,7 @@ def _instance_facts(session: Session, instance_id: UUID | None) -> InstanceFacts
     return InstanceFacts(
         status=InstanceStatus(row.status),
         reached=row.running_at is not None,
-        endpoint=Endpoint.model_validate_json(row.endpoint) if row.endpoint else None,
+        endpoint=way_to(Endpoint.model_validate_json(row.endpoint), row.host_key) if row.endpoint else None,
         request=row.request,
         message=row.message,
     )

@@ -11,6 +11,7 @@ from uuid import UUID
 from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
+from dstack_core._engine.booting import way_to
 from dstack_core._models.instances import Endpoint
 from dstack_core._models.runs import JobSpec, RunSpec, RunStatus
 from dstack_core._models.services import OpenAIChatModel, ProbeConfig, Service
@@ -93,6 +94,7 @@ _JOBS = (
         JobRow.spec,
         JobRow.ready_at,
         InstanceRow.endpoint,
+        InstanceRow.host_key,
     )
     .outerjoin(InstanceRow, InstanceRow.id == JobRow.instance_id)
     .where(JobRow.run_id.in_(bindparam("run_ids", expanding=True)), JobRow.attempt == _LATEST)
@@ -152,7 +154,7 @@ def _running(job: Row[Any]) -> RunningReplica | None:
     return RunningReplica(
         job_id=job.id,
         number=job.replica_num,
-        endpoint=Endpoint.model_validate_json(job.endpoint),
+        endpoint=way_to(Endpoint.model_validate_json(job.endpoint), job.host_key),
         port=port,
         where=where_of(spec, port),
         probes=spec.probes,

@@ -280,7 +280,7 @@ class RunService:
     def _begin(self, new: _NewRun) -> None:
         """Has the attempts placed at once, under the leases that were written with them."""
         for row_id, job in new.jobs:
-            whom = IntentFor(row_id, new.id, new.name, new.project, job.max_duration)
+            whom = IntentFor.of(row_id, new.id, new.name, new.project, job)
             self._wakeups.adopt(Lease("job", row_id, FIRST_TOKEN), as_written(row_id, whom, job))
 
     def _free_name(self, session: Session, project_id: UUID, name: str) -> None:

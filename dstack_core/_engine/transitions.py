@@ -62,6 +62,7 @@ class InstanceEvent(str, Enum):
     LEAVING = "leaving"
     GONE = "gone"
     TIMED_OUT = "timed_out"
+    BROKEN = "broken"
     UNWANTED = "unwanted"
     WITHDRAWN = "withdrawn"
     STILL_THERE = "still_there"
@@ -90,6 +91,8 @@ INSTANCE_TRANSITIONS: dict[tuple[InstanceStatus, InstanceEvent], InstanceStatus]
     (_I.STARTING, _E.SILENT): _I.STARTING,
     (_I.STARTING, _E.GONE): _I.TERMINATED,
     (_I.STARTING, _E.TIMED_OUT): _I.TERMINATING,
+    # It has booted, and will never run a job.
+    (_I.STARTING, _E.BROKEN): _I.TERMINATING,
     # On its way out, or merely stopped: it may still cost money, so the end is asked for.
     (_I.STARTING, _E.LEAVING): _I.TERMINATING,
     (_I.RUNNING, _E.LEAVING): _I.TERMINATING,
@@ -111,6 +114,7 @@ class InstanceView:
     wanted: bool = True
     ref: InstanceRef | None = None
     endpoint: Endpoint | None = None
+    host_key: str | None = None
     error: str | None = None
     error_scope: str | None = None
     message: str | None = None

@@ -68,6 +68,21 @@ class Endpoint(_Frozen):
     ssh_user: str = "root"
 
 
+class Way(Endpoint):
+    """An endpoint together with what its machine proves itself with: how the core reaches it, where SSH does.
+
+    Attributes:
+        host_keys: `ssh-ed25519 AAAA...`: whoever shows another key is somebody else. None: nobody is let pass.
+    """
+
+    host_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def to(cls, endpoint: Endpoint, *host_keys: str) -> Way:
+        """The way to an endpoint whose machine has one of these keys."""
+        return cls(**endpoint.model_dump(include=set(Endpoint.model_fields)), host_keys=host_keys)
+
+
 class InstanceRef(_Frozen):
     """All that a backend needs to find one instance again; stored by the core, never interpreted.
 
@@ -122,7 +137,9 @@ class InstanceRequest(_Frozen):
             `[a-z0-9_-]`, at most 63 characters, so that they are valid on every cloud.
         expires_at: when the machine must be gone at the latest; `None` for no limit.
         ssh_public_keys: OpenSSH public keys that may log in.
-        user_data: cloud-init text for machines that boot. Holds no secret.
+        user_data: cloud-init text for machines that boot; empty for a backend without `boots_machines`. Holds nothing
+            of the job's. The key in it is the one with which the machine proves itself when it is first spoken to, and
+            no other time.
         agent_command: argv that starts the agent on the machine where it is run, for backends that start
             processes, pods or batch jobs. The agent keeps its state and its socket `agent.sock` in
             its working directory. Holds no secret.

@@ -21,6 +21,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dstack_core._backends import BackendHub
 from dstack_core._engine.engine import Engine
@@ -48,8 +49,12 @@ from dstack_core._store.logs import LogStore
 from dstack_core._store.starts import Starts
 from dstack_core._store.store import Store
 from dstack_core._store.vault import Vault
-from dstack_core._transport import LocalTransport, build_agent
+from dstack_core._transport import LocalTransport, Ways, build_agent
+from dstack_core._transport.keys import server_key
 from dstack_core.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from dstack_core._transport.ssh import SshTransport
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +66,8 @@ DATABASE_VARIABLE = "DSTACK_DATABASE_URL"
 GRACE_VARIABLE = "DSTACK_ORPHAN_GRACE_SECONDS"
 SERVER_ORPHAN_GRACE, SHORTEST_GRACE = 3600.0, 300.0
 """Seconds. A machine is spoken to every minute, so less would end it for a hiccup."""
+KEY_VARIABLE = "DSTACK_SSH_KEY_FILE"
+"""The server's own SSH key, if it is not `server/ssh/id_ed25519`: all servers of one database use the same."""
 SWEEPER_VARIABLE = "DSTACK_SWEEPER"
 """`report`: instances that nobody claims are reported, and not ended. `on`, or not set: they are ended."""
 
@@ -196,7 +203,9 @@ async def composed(home: Path, *, local: bool = True) -> AsyncIterator[Parts]:
     server_dir = home / "server"
     url = os.environ.get(DATABASE_VARIABLE)
     hub = BackendHub.open(server_dir / "config.yml")
+    ways = Ways(LocalTransport(), lambda: _ssh(server_dir))
     async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_callback(ways.aclose)
         store = Store.open(url, server_dir / "server.db")
         stack.push_async_callback(store.close)
         logs = LogStore(server_dir / "logs")
@@ -210,13 +219,14 @@ async def composed(home: Path, *, local: bool = True) -> AsyncIterator[Parts]:
             code=code,
             vault=Vault(server_dir / "secret.key"),
             backends=hub,
-            transport=LocalTransport(),
+            transport=ways,
             agent_pyz=build_agent(server_dir / "agent"),
             lease_owner=f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}",
             # The database in the home folder is ours for as long as we hold its lock.
             alone=not url,
             kept=Starts(server_dir / "starts.json"),
             report_only=_report_only(),
+            server_key=lambda: server_key(_key_file(server_dir)),
             orphan_grace=_orphan_grace(local),
         )
         stack.push_async_callback(engine.stop)
@@ -225,6 +235,19 @@ async def composed(home: Path, *, local: bool = True) -> AsyncIterator[Parts]:
         stack.push_async_callback(_ended, tidy)
         routes = (CodeApi(code, engine.repos), DoctorApi(engine.doctor))
         yield Parts(engine.service, engine.doctor, engine.is_idle, engine.directory, routes)
+
+
+def _ssh(server_dir: Path) -> SshTransport:
+    """The way to machines, imported when there is the first of them."""
+    from dstack_core._transport.ssh import SshTransport
+
+    return SshTransport(_key_file(server_dir))
+
+
+def _key_file(server_dir: Path) -> Path:
+    """Where the key is with which the machines let this server in."""
+    given = os.environ.get(KEY_VARIABLE)
+    return Path(given).expanduser() if given else server_dir / "ssh" / "id_ed25519"
 
 
 async def _collect_code(code: CodeStore, repos: RepoService) -> None:

@@ -203,6 +203,8 @@ class InstanceRow(Leased, Base):
     price: Mapped[float] = mapped_column(default=0.0)
     ref: Mapped[str | None]
     endpoint: Mapped[str | None]
+    host_key: Mapped[str | None]
+    """With which its machine proves itself, once it has made a key of its own: `ssh-ed25519 AAAA...`."""
     error: Mapped[str | None]
     """Name of the error class of a definite failure."""
     error_scope: Mapped[str | None]

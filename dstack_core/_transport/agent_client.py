@@ -110,6 +110,9 @@ class AgentClient:
 
     async def aclose(self) -> None:
         """Closes the idle sockets; the agent goes on."""
+        self._close_idle()
+
+    def _close_idle(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
@@ -153,7 +156,7 @@ class AgentClient:
             try:
                 return await self._on(self._idle.pop(), request)
             except OSError:
-                await self.aclose()
+                self._close_idle()
         return await self._on(await self._open(), request)
 
     async def _on(self, connection: socket.socket, request: bytes) -> Answer:

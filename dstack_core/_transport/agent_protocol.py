@@ -64,6 +64,10 @@ class AgentUnreachable(DstackError):
     """
 
 
+class HostKeyRefused(AgentUnreachable):
+    """What answers at the address has another host key than the one that is known, so nothing was said to it."""
+
+
 class AgentRefused(DstackError):
     """The agent answered that it will not do this.
 
@@ -341,6 +345,21 @@ class AgentConnection(Protocol):
         """Closes the connection; the agent goes on."""
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command on a machine came to.
+
+    Attributes:
+        code: its exit code; 128 + N when signal N ended it.
+        output: what it wrote to its standard output.
+        errors: what it wrote to its standard error.
+    """
+
+    code: int
+    output: bytes
+    errors: bytes
+
+
 class Transport(Protocol):
     """Reaches agents of one kind of endpoint."""
 
@@ -353,6 +372,14 @@ class Transport(Protocol):
         Raises:
             AgentUnreachable: there is no way to the machine.
             OSError: nobody listens there.
+        """
+
+    async def run(self, endpoint: Endpoint, command: str, data: bytes = b"") -> Said:
+        """Runs a command in a shell of a machine that has no agent yet, with `data` as its input.
+
+        Raises:
+            HostKeyRefused: another machine answers there than the one whose key is known.
+            AgentUnreachable: there is no way to the machine, or it broke: the command may have run or not.
         """
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parent.parent / "_agent"
 _MAIN = "from agent.__main__ import main\n\nmain()\n"
-_START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from agent.__main__ import main; main()"
+START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from agent.__main__ import main; main()"
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -44,7 +44,7 @@ def agent_command(archive: Path, lease: float = 600.0, instance: str | None = No
     """
     # Isolated and without site-packages: nothing that is installed here can get in, and nothing of it is loaded.
     of = () if instance is None else (instance,)
-    return (sys.executable, "-I", "-S", "-c", _START, str(archive), "serve", f"{lease:g}", *of)
+    return (sys.executable, "-I", "-S", "-c", START, str(archive), "serve", f"{lease:g}", *of)
 
 
 def _write(archive: Path, sources: dict[str, bytes]) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from dstack_core._home import socket_address
 from dstack_core._models.instances import Endpoint
 from dstack_core._transport.agent_client import AgentClient
-from dstack_core._transport.agent_protocol import AgentUnreachable
+from dstack_core._transport.agent_protocol import AgentUnreachable, Said
 
 LOOPBACK = "127.0.0.1"
 
@@ -55,6 +55,14 @@ class LocalTransport:
             connection.close()
             raise
         return connection
+
+    async def run(self, endpoint: Endpoint, command: str, data: bytes = b"") -> Said:  # noqa: ARG002  # the protocol's
+        """Agents on this computer are started by their backends.
+
+        Raises:
+            AgentUnreachable: always.
+        """
+        raise AgentUnreachable(f"{endpoint} is on this computer, where its backend starts the agent.")
 
 
 def _refuse_itself(connection: socket.socket, port: int) -> None:

@@ -27,6 +27,7 @@ ARGUMENTS: Mapping[str, tuple[str, ...]] = {
     "dstack_terminate_instance": ("ref", "backend"),
     "dstack_check_config": ("backend",),
     "dstack_connect": ("instance", "backend"),
+    "dstack_get_console": ("ref", "backend"),
     "dstack_list_all_instances": ("backend",),
 }
 

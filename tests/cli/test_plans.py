@@ -49,6 +49,8 @@ def test_a_plan_says_who_ends_what_costs_money(capsys: pytest.CaptureFixture[str
     lines = [line for line in capsys.readouterr().err.splitlines() if "switched off" in line]
     assert len(lines) == 1
     assert lines[0].startswith(f"If the server is switched off (dear): {said}")
+    show_plan(plan(offer("dear", 1, who)), on_this_computer=True)
+    assert f"If this computer is switched off (dear): {said}" in capsys.readouterr().err
 
 
 def test_a_plan_says_what_is_passed_over(capsys: pytest.CaptureFixture[str]) -> None:

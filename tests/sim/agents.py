@@ -19,6 +19,7 @@ from dstack_core._transport import (
     AgentUnreachable,
     JobMetrics,
     LogChunk,
+    Said,
 )
 from dstack_core.testing.simcloud import SimCloud, SimJob, SimMachine, SimRefused
 
@@ -57,6 +58,10 @@ class Network:
     async def open_port(self, endpoint: Endpoint, port: int) -> socket.socket:
         """No simulated machine listens on ports."""
         raise AgentUnreachable(f"nothing is published at {endpoint.ssh_host}:{port}")
+
+    async def run(self, endpoint: Endpoint, command: str, data: bytes = b"") -> Said:
+        """Simulated machines are born with their agents, and have no shell."""
+        raise AgentUnreachable(f"nothing at {endpoint.ssh_host} runs '{command}' on {len(data)} bytes")
 
     def count(self, what: str) -> None:
         """Notes that a fault happened."""

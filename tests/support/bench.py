@@ -13,6 +13,7 @@ from uuid import UUID
 
 from sqlalchemy.orm import Session
 
+from dstack_core._engine.booting import Booter
 from dstack_core._engine.instances import InstanceHandler
 from dstack_core._engine.intents import IntentFor, render_intent
 from dstack_core._engine.jobs import look_at_job
@@ -134,6 +135,7 @@ class Bench:
             wakeups,
             self.shortages,
             look_at_job,
+            Booter(self.clock, self.transport, Path("/agent.pyz")),  # type: ignore[arg-type]  # a double of the seam
         )
         self.sweeper = Sweeper(self.seams, self.store, self.hub, wakeups, OWNER, report_only=self.report_only)
 

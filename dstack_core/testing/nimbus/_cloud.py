@@ -10,12 +10,15 @@ import threading
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from dstack_core.testing._clouds import Event, Server, Truth
 from dstack_core.testing.nimbus._catalogue import REGIONS, TYPES, ZONES
 from dstack_core.testing.nimbus._hosts import Hosts
+
+if TYPE_CHECKING:
+    from dstack_core.testing.nimbus._machines import Machines
 
 PAGE = 50
 _WORD = re.compile(r"[a-z0-9_-]{1,63}")
@@ -71,10 +74,10 @@ class Cloud:
     Args:
         boot: seconds until a server runs.
         shutdown: seconds that its end takes.
-        hosts: what runs the commands of servers; nothing does if not set.
+        hosts: what makes servers run; they only seem to if not set.
     """
 
-    def __init__(self, boot: float, shutdown: float, hosts: Hosts | None = None) -> None:
+    def __init__(self, boot: float, shutdown: float, hosts: Hosts | Machines | None = None) -> None:
         self.boot = boot
         self.shutdown = shutdown
         self.lag = 0.0
@@ -145,9 +148,15 @@ class Cloud:
             "status": status,
             "reason": machine.reason,
             "created_at": machine.created_at.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "address": machine.address if up else None,
+            "address": self._address(machine) if up else None,
             "agent_socket": self._hosts.socket(machine.id) if up and self._hosts else None,
         }
+
+    def console(self, server: str) -> dict[str, Any]:
+        """What appeared on the console of a server."""
+        with self._lock:
+            machine = self._known(server)
+            return {"console": self._hosts.console(machine.id) if self._hosts else ""}
 
     def label(self, server: str, labels: dict[str, str]) -> dict[str, Any]:
         """Replaces the labels of a server."""
@@ -201,15 +210,20 @@ class Cloud:
         self._machines[machine.id] = machine
         return machine
 
-    def _switch_on(self, machine: Machine, hosts: Hosts) -> None:
+    def _switch_on(self, machine: Machine, hosts: Hosts | Machines) -> None:
         try:
-            hosts.start(machine.id, machine.order.get("command") or [])
+            hosts.start(machine.id, machine.order)
         except (OSError, ValueError, IndexError) as error:
             raise Refusal(422, "invalid", f"The command cannot be started: {error}") from error
 
     def _switch_off(self, machine: Machine) -> None:
         if self._hosts is not None:
             self._hosts.end(machine.id)
+
+    def _address(self, machine: Machine) -> str:
+        """Its own, or one that leads nowhere."""
+        own = self._hosts.address(machine.id) if self._hosts is not None else None
+        return own or machine.address
 
     def _known(self, server: str) -> Machine:
         if server not in self._machines:

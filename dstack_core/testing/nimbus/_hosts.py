@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 _PATIENCE = 10.0
 
@@ -20,23 +21,32 @@ class Hosts:
         self._folder = folder.absolute()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
-    def start(self, server: str, command: Sequence[str]) -> None:
-        """Starts the command in a fresh folder.
+    def start(self, server: str, order: Mapping[str, Any]) -> None:
+        """Starts the order's command in a fresh folder.
 
         Raises:
-            OSError: it cannot be started.
+            OSError: it cannot be started. `ValueError` and `IndexError`: it is none.
         """
         folder = self._folder / server
         folder.mkdir(mode=0o700, parents=True)
         with (folder / "console.log").open("wb") as log:
             # In our session: an agent begins one of its own, for which the leader of one has to give up its process.
             self._processes[server] = subprocess.Popen(
-                command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                order.get("command") or [], cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def socket(self, server: str) -> str:
         """Where an agent that was started in the folder listens."""
         return str(self._folder / server / "agent.sock")
+
+    def address(self, server: str) -> str | None:  # noqa: ARG002  # of machines
+        """They have none of their own."""
+        return None
+
+    def console(self, server: str) -> str:
+        """What its command printed."""
+        path = self._folder / server / "console.log"
+        return path.read_text(errors="replace") if path.exists() else ""
 
     def lives(self, server: str) -> bool:
         """Whether the process of a server still runs."""

@@ -147,8 +147,8 @@ class _Handler(BaseHTTPRequestHandler):
             case ["v1", "servers"]:
                 region, page = query.get("region", [""])[0], _number(query.get("page", ["1"])[0])
                 return 200, self.server.cloud.page(region, query.get("label", []), page)
-            case ["v1", "servers", server]:
-                return 200, self.server.cloud.get(server)
+            case ["v1", "servers", server, *what] if what in ([], ["console"]):
+                return 200, (self.server.cloud.console if what else self.server.cloud.get)(server)
         return None
 
     def _change(

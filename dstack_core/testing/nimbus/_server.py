@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from dstack_core.plugin import Offer
 from dstack_core.testing._clouds import Event, Failure, Fault, Truth
@@ -16,6 +16,10 @@ from dstack_core.testing.nimbus._cloud import Cloud
 from dstack_core.testing.nimbus._faults import Faults
 from dstack_core.testing.nimbus._hosts import Hosts
 from dstack_core.testing.nimbus._http import Listener
+
+if TYPE_CHECKING:
+    from dstack_core.testing.fleet import Fleet
+    from dstack_core.testing.nimbus._machines import Machines
 
 _LISTENING = 0.01
 
@@ -31,7 +35,10 @@ class NimbusServer:
         token: what clients have to send; a random one if not set.
         port: where to listen; a free port if not set.
         agents: a folder in which servers really run, each as a process that is its `command`, so that a backend can
-            hand a real task to it. If not set, servers only seem to run.
+            hand a real task to it. If neither this nor `machines` is set, servers only seem to run.
+        machines: a fleet whose machines the servers are: they boot with their `user_data`, have a console, and end when
+            they power themselves off. Ended with this cloud; the fleet stays.
+        container_engine: the machines have one.
 
     Attributes:
         url: where it is, without a path.
@@ -46,9 +53,11 @@ class NimbusServer:
         token: str | None = None,
         port: int = 0,
         agents: Path | None = None,
+        machines: Fleet | None = None,
+        container_engine: bool = False,
     ) -> None:
         self.token = token or f"nimbus-{secrets.token_hex(16)}"
-        self._hosts = Hosts(agents) if agents is not None else None
+        self._hosts = _hosts(agents, machines, container_engine)
         self._cloud = Cloud(boot, shutdown, self._hosts)
         self._faults = Faults()
         self._listener = Listener(self._cloud, self._faults, self.token, port)
@@ -107,6 +116,14 @@ class NimbusServer:
     def calls(self) -> int:
         """See `Counting`."""
         return self._listener.calls
+
+
+def _hosts(agents: Path | None, fleet: Fleet | None, container_engine: bool) -> Hosts | Machines | None:
+    if fleet is not None:
+        from dstack_core.testing.nimbus._machines import Machines
+
+        return Machines(fleet, container_engine=container_engine)
+    return Hosts(agents) if agents is not None else None
 
 
 NimbusServer.__module__ = "dstack_core.testing"

@@ -33,7 +33,9 @@ def dstack_register_backends() -> list[BackendInfo]:
             title="Nimbus",
             config=NimbusConfig,
             factory="dstack_nimbus._backend:NimbusBackend",
+            plugin_api=(1, 2),
             native_idempotency=True,
+            boots_machines=True,
             visibility_window=10.0,
             hook_timeout=10.0,
         )

@@ -110,6 +110,12 @@ class NimbusBackend:
         self._call("DELETE", path, known=False, params={"delete_disks": "true"})
 
     @hookimpl
+    def dstack_get_console(self, ref: InstanceRef) -> str | None:
+        """One call."""
+        answer = self._call("GET", f"/v1/servers/{quote(ref.id, safe='')}/console", known=False)
+        return answer["console"] if answer else None
+
+    @hookimpl
     def dstack_check_config(self) -> list[str]:
         """Whether the token may do what is needed, and the regions exist."""
         allowed = self._call("GET", "/v1/account")["permissions"]
