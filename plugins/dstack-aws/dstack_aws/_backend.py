@@ -127,6 +127,18 @@ class AwsBackend:
             raise translated(error, action_of("ec2", "terminate_instances"), ref.region) from error
 
     @hookimpl
+    @_only_looks
+    def dstack_get_console(self, ref: InstanceRef) -> str | None:
+        """The newest there is, where the machine is of a kind that has it; some minutes old otherwise."""
+        try:
+            answer = self._account.plain_call("ec2", "get_console_output", ref.region, InstanceId=ref.id)
+        except SDK_ERRORS as error:
+            if isinstance(error, ClientError) and code_of(error) in NO_INSTANCE:
+                return None
+            raise translated(error, action_of("ec2", "get_console_output"), ref.region) from error
+        return answer.get("Output") or None
+
+    @hookimpl
     def dstack_check_config(self) -> list[str]:
         """Whether everything that a run needs may be done, and is there."""
         checks = Checks(self._account, self._config, self._networks, self._images)

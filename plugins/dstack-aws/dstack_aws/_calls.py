@@ -19,6 +19,7 @@ CALLS: dict[tuple[str, str], str] = {
     ("ec2", "run_instances"): "start",
     ("ec2", "describe_instances"): "look",
     ("ec2", "terminate_instances"): "end",
+    ("ec2", "get_console_output"): "why a machine did not come up",
     ("pricing", "get_products"): "prices on demand",
     ("service-quotas", "list_service_quotas"): "how many vCPUs the account may have",
     ("ssm", "get_parameter"): "Canonical's newest image",

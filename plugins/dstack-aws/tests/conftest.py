@@ -8,10 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests.support.ec2 import Ec2
+from tests.support.homes import client, home
+from tests.support.machines import fleet
+
+__all__ = ["client", "ec2", "fleet", "home", "kept"]
 
 
 @pytest.fixture(autouse=True)
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nothing of this computer's own configuration is read, and nothing is kept."""
     monkeypatch.setenv("DSTACK_HOME", str(tmp_path / "dstack"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")

@@ -111,9 +111,9 @@ def test_a_broken_file_is_none(ec2: Ec2, text: str) -> None:
     assert all(json.loads(file.read_text())["format"] == 1 for file in files)
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(ec2: Ec2, home: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_no_obstacle(ec2: Ec2, kept: Path) -> None:
     """There is a file where the folder should be."""
-    (home / "dstack").write_text("")
+    (kept / "dstack").write_text("")
     assert catalogue_of(ec2, Clock()).offers(Requirements(), REGIONS)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import re
 import threading
@@ -16,6 +17,7 @@ from werkzeug.test import run_wsgi_app
 
 from dstack_core.plugin import Offer
 from dstack_core.testing import Event, Failure, Fault, FaultPlane, Server, Struck, Truth
+from dstack_core.testing.nimbus._machines import Machines
 from tests.support.ec2 import _wares
 from tests.support.ec2._moto import ACCOUNT, DEEP_LEARNING, UBUNTU, Moto, app
 from tests.support.ec2._wire import WORDS, Answer, BadSignature, Call, document, error, items, read, struck, with_form
@@ -37,6 +39,7 @@ class Ec2:
 
     Args:
         regions: those of the configuration.
+        machines: what makes instances machines that boot; without it they only seem to run.
 
     Attributes:
         url: where it is.
@@ -45,7 +48,10 @@ class Ec2:
         denied: permissions that whoever asks does not have.
     """
 
-    def __init__(self, regions: Sequence[str] = ("us-east-1", "eu-west-1")) -> None:
+    def __init__(
+        self, regions: Sequence[str] = ("us-east-1", "eu-west-1"), *, machines: Machines | None = None
+    ) -> None:
+        self._machines = machines
         self.plane = FaultPlane(_FAILURES)
         self.seen: Counter[str] = Counter()
         self.denied: set[str] = set()
@@ -135,7 +141,7 @@ class Ec2:
         with self._lock:
             instance = next(one for _, one in self._moto.instances() if one.id == server)
             if state == "terminated":
-                instance.terminate()
+                self._end(instance)
             _put(instance, state)
             instance.state_reason.code = code
             instance.state_reason.message = f"{code}: {event.value}"
@@ -192,8 +198,18 @@ class Ec2:
         for _, instance in self._moto.instances():
             if instance.state == "pending" and self.plane.now() - instance.born >= self._boot:
                 _put(instance, "running")
+            if self._machines is not None and instance.state == "running":
+                self._look_at(instance, self._machines)
             if instance.state == "terminated":
                 self.plane.give_back(instance.client_token)
+
+    def _look_at(self, instance: Any, machines: Machines) -> None:
+        """A machine that shut itself down is terminated, as was asked for when it was ordered."""
+        instance.address = machines.address(instance.id)
+        if not machines.lives(instance.id):
+            instance.terminate()
+            instance.state_reason.code = "Client.InstanceInitiatedShutdown"
+            instance.state_reason.message = "Client.InstanceInitiatedShutdown: Instance initiated shutdown"
 
     def _by_hand(self, region: str, tags: dict[str, str]) -> None:
         with self._lock:
@@ -221,7 +237,34 @@ class Ec2:
             self.plane.give_back(token)
         else:
             self._tokens[call.region, token] = (asked, made.group(1).decode(), answer)
+            self._switch_on(made.group(1).decode(), call)
         return answer
+
+    def _switch_on(self, made: str, call: Call) -> None:
+        """A machine boots with the user-data."""
+        if self._machines is not None:
+            user_data = base64.b64decode(call.form.get("UserData", "")).decode()
+            self._machines.start(made, {"user_data": user_data})
+
+    def _end(self, instance: Any) -> None:
+        """The instance, and its machine."""
+        instance.terminate()
+        if self._machines is not None:
+            self._machines.end(instance.id)
+
+    def _ec2_TerminateInstances(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+        answer = self._pass_on(call, environ)
+        for _, instance in self._moto.instances():
+            if instance.state == "terminated" and self._machines is not None and self._machines.lives(instance.id):
+                self._machines.end(instance.id)
+        return answer
+
+    def _ec2_GetConsoleOutput(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+        if self._machines is None:
+            return self._pass_on(call, environ)
+        said = base64.b64encode(self._machines.console(call.form["InstanceId"]).encode()).decode()
+        text = f"<GetConsoleOutputResponse><output>{said}</output></GetConsoleOutputResponse>"
+        return Answer(200, text.encode())
 
     def _again(self, call: Call, asked: dict[str, str], known: tuple[dict[str, str], str, Answer]) -> Answer:
         """The same token: the same instance, if the same was asked for and it is still there."""

@@ -118,6 +118,17 @@ def _changed(born: Callable[[], float]) -> Iterator[None]:
             self._state = instances.InstanceState("pending", 0)
             self.born = born()
             self.born_with: dict[str, str] = {}
+            self.address: str | None = None
+
+        @property
+        def public_ip(self) -> str | None:
+            """That of its machine, if it has one."""
+            return self.address or super().public_ip
+
+        @property
+        def public_ip_address(self) -> str | None:
+            """The same."""
+            return self.public_ip
 
         def terminate(self) -> Any:
             """Once is enough: its interface is gone by the second time."""
