@@ -157,6 +157,7 @@ class ErrorCases(Base):
     def test_every_hook_gives_up_in_time(self, rig: Rig) -> None:
         """Does each hook, when the cloud does not answer at all, raise UnknownOutcomeError before `hook_timeout`?"""
         instance, request = rig.start(), rig.request()
+        kept = rig.backend.offers(Requirements())
         rig.expect_to_end(request)
         calls: dict[str, Callable[[], object]] = {
             **{asked.name: partial(asked.call, rig, instance) for asked in _HOOKS.values()},
@@ -165,6 +166,9 @@ class ErrorCases(Base):
         with rig.failing("hang", _ALL):
             outcomes = together(list(calls.values()), rig.info.hook_timeout + 5)
         for name, outcome in zip(calls, outcomes, strict=True):
+            if name == "dstack_list_offers" and outcome.ended(0) and outcome.error is None and outcome.get() == kept:
+                # A backend may keep what it sells, and show that.
+                continue
             error = _error(outcome.get, "in-time", "hang", name)
             _expect_class(error, "hang", "in-time", name)
 

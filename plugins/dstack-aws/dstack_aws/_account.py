@@ -5,6 +5,7 @@ Each call is made once. Retries are the engine's, which knows what a lost answer
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,10 @@ from dstack_aws._errors import SDK_ERRORS, translated
 
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 25
 """Seconds. Together shorter than `hook_timeout`, so that it is us who say what is known."""
+
+
+# At its most talkative the SDK writes down what it signs, session tokens included.
+logging.getLogger("botocore").setLevel(logging.INFO)
 
 
 class Account:

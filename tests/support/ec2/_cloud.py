@@ -364,6 +364,10 @@ class _Quiet(WSGIRequestHandler):
     def log(self, *_: object) -> None:
         """Nothing."""
 
+    def connection_dropped(self, *_: object) -> None:
+        """Hangs up, instead of waiting for the next request."""
+        self.close_connection = True
+
 
 def _page(entries: list[Any], token: str | None) -> tuple[list[Any], str | None]:
     start = int(token or 0)
