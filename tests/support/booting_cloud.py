@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from dstack_core.testing import Fleet, Machine, NimbusServer, wait_until
+from dstack_core.testing import Cloud, Fleet, Machine, NimbusServer, Truthful, wait_until
 from tests.support.homes import ROOT, Home
 
 __all__ = [
@@ -77,9 +77,9 @@ def cloud_home(home: Home, cloud: NimbusServer, monkeypatch: pytest.MonkeyPatch)
     return home
 
 
-def configure(home: Home, cloud: NimbusServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def configure(home: Home, cloud: Cloud, monkeypatch: pytest.MonkeyPatch, backend_type: str = "nimbus") -> None:
     """Has the home's server use this cloud, also if a client of this process starts it."""
-    backend = {"type": "nimbus", **cloud.config()}
+    backend = {"type": backend_type, **cloud.config()}
     (home.path / "server").mkdir(parents=True, mode=0o700)
     (home.path / "server" / "config.yml").write_text(
         json.dumps({"projects": [{"name": "main", "backends": [backend]}]})
@@ -90,18 +90,18 @@ def configure(home: Home, cloud: NimbusServer, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("HOME", str(home.path.parent))
 
 
-def machine_of(fleet: Fleet, cloud: NimbusServer) -> Machine:
+def machine_of(fleet: Fleet, cloud: Truthful) -> Machine:
     """The one machine of the cloud that is on, once it is."""
     wait_until(lambda: len(_on(fleet, cloud)) == 1, timeout=LONG, what="the machine")
     return _on(fleet, cloud)[0]
 
 
-def _on(fleet: Fleet, cloud: NimbusServer) -> list[Machine]:
+def _on(fleet: Fleet, cloud: Truthful) -> list[Machine]:
     ids = {server.id for server in cloud.truth().servers}
     return [machine for machine in fleet.machines if machine.name in ids and machine.state == "running"]
 
 
-def nothing_billed(cloud: NimbusServer) -> None:
+def nothing_billed(cloud: Truthful) -> None:
     """Waits until the cloud says that nothing costs money any more."""
 
     def over() -> bool:

@@ -157,6 +157,7 @@ class ErrorCases(Base):
     def test_every_hook_gives_up_in_time(self, rig: Rig) -> None:
         """Does each hook, when the cloud does not answer at all, raise UnknownOutcomeError before `hook_timeout`?"""
         instance, request = rig.start(), rig.request()
+        kept = rig.backend.offers(Requirements())
         rig.expect_to_end(request)
         calls: dict[str, Callable[[], object]] = {
             **{asked.name: partial(asked.call, rig, instance) for asked in _HOOKS.values()},
@@ -165,6 +166,9 @@ class ErrorCases(Base):
         with rig.failing("hang", _ALL):
             outcomes = together(list(calls.values()), rig.info.hook_timeout + 5)
         for name, outcome in zip(calls, outcomes, strict=True):
+            if name == "dstack_list_offers" and outcome.ended(0) and outcome.error is None and outcome.get() == kept:
+                # A backend may keep what it sells, and show that.
+                continue
             error = _error(outcome.get, "in-time", "hang", name)
             _expect_class(error, "hang", "in-time", name)
 
@@ -438,9 +442,16 @@ def _no_secret(rig: Rig, text: str, what: str, cure: str) -> None:
 
 
 def _with_wrong_secrets(rig: Rig) -> Any:
-    entry = rig.cloud.config()
-    changed = {key: "wrong-0123456789" for key, value in entry.items() if value in rig.secrets}
-    return rig.another(rig.info.config.model_validate({**entry, **changed}))
+    return rig.another(rig.info.config.model_validate(_spoilt(rig.cloud.config(), set(rig.secrets))))
+
+
+def _spoilt(value: Any, secrets: set[str]) -> Any:
+    """The same, with other secrets, however deep."""
+    if isinstance(value, dict):
+        return {key: _spoilt(inner, secrets) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_spoilt(inner, secrets) for inner in value]
+    return "wrong-0123456789" if isinstance(value, str) and value in secrets else value
 
 
 def _problems(check: Callable[[], Sequence[str]]) -> list[str]:

@@ -16,12 +16,11 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from dstack_core.plugin import BackendConfig
 from dstack_core.testing import _loading
 from dstack_core.testing._suite._base import Base
 from dstack_core.testing._suite._messages import expect, fail
 from dstack_core.testing._suite._needs import SECRETS, needs
-from dstack_core.testing._suite._rig import Rig
+from dstack_core.testing._suite._rig import Rig, secrets_in
 
 _PLUGIN_API = 1
 _SECRET = re.compile(r"(token|secret|passw(or)?d|api_?key|private_?key|access_?key|credentials?)$", re.IGNORECASE)
@@ -267,7 +266,7 @@ class RegistrationCases(Base):
         """If there is a default configuration, is it one of the model, and does it hold no secret?"""
         default = rig.info.default_config
         expect(
-            default is None or (isinstance(default, rig.info.config) and not _secret_values(default)),
+            default is None or (isinstance(default, rig.info.config) and not [*secrets_in(default)]),
             "default-config",
             "the default configuration is not one",
             expected=f"None, or a {rig.info.config.__name__} that needs nothing else",
@@ -358,8 +357,3 @@ def _kinds(annotation: Any) -> set[Any]:
     """The types that an annotation is made of."""
     inner = getattr(annotation, "__args__", ())
     return {annotation} if not inner else set().union(*map(_kinds, inner))
-
-
-def _secret_values(config: BackendConfig) -> list[str]:
-    values = (getattr(config, field) for field in type(config).model_fields)
-    return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from importlib.metadata import EntryPoint
@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import pytest
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from dstack_core.plugin import (
     BackendConfig,
@@ -103,9 +103,8 @@ class Rig:
 
     @cached_property
     def secrets(self) -> list[str]:
-        """The secret values of the configuration."""
-        values = (getattr(self.config, field) for field in type(self.config).model_fields)
-        return [value.get_secret_value() for value in values if isinstance(value, SecretStr)]
+        """The secret values of the configuration, those in inner models included."""
+        return list(secrets_in(self.config))
 
     # -- asking for instances ---------------------------------------------------------------------------------------
 
@@ -352,3 +351,18 @@ def end_all(backend: Backend, owner: UUID, known: Iterable[Instance], deadline: 
             cure="look at dstack_list_instances, dstack_get_instance and dstack_terminate_instance; in a live account, "
             "end by hand what carries this owner",
         )
+
+
+def secrets_in(value: object) -> Iterator[str]:
+    """The secrets in a configuration, however deep."""
+    if isinstance(value, SecretStr):
+        yield value.get_secret_value()
+    elif isinstance(value, BaseModel):
+        for field in type(value).model_fields:
+            yield from secrets_in(getattr(value, field))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from secrets_in(inner)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            yield from secrets_in(inner)
