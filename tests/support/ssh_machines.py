@@ -101,6 +101,6 @@ async def start_agent_over_ssh(transport: SshTransport, way: Way, archive: Path,
     name = f"{FOLDER}/{archive.name}"
     program = archive.read_bytes()  # noqa: ASYNC240  # a test may wait for its disk
     put = await transport.run(way, f"mkdir -p {FOLDER} && cat >{name}", program)
-    serve = f"cd {FOLDER} && setsid python3 {name} serve 600 {instance} </dev/null >/dev/null 2>&1 &"
+    serve = f"cd {FOLDER} && setsid -f python3 {name} serve 600 {instance} </dev/null >/dev/null 2>&1"
     start = await transport.run(way, serve)
     assert put.code == start.code == 0, (put, start)
