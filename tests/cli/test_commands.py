@@ -71,13 +71,14 @@ def test_server_is_the_real_one(home: Home) -> None:
 
 
 def test_backends(client: Client, home: Home) -> None:
-    """Name, version and state of each; with --check it is a good sign that nothing is said."""
+    """Name, version and state of each, and how to configure one that is not."""
     shown = dstack(home, "backends")
     assert shown.returncode == 0
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["NAME", "local"]
-    assert "configured" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["NAME", "aws", "local"]
+    assert "not configured" in shown.stdout
     assert {backend.name for backend in client.backends.list()} == {"local"}
-    (local,) = client.backends.installed()
+    aws, local = client.backends.installed()
+    assert (aws.name, aws.state) == ("aws", "not_configured")
     assert (local.name, local.state, local.reason) == ("local", "configured", None)
 
 

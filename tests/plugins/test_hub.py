@@ -90,14 +90,14 @@ def write(config: Path, backends: str) -> None:
 async def test_installed_configured_and_missing_backends_are_told_apart(site: Path, config: Path) -> None:
     """Through real metadata: what is installed, what is configured, and the pip line for what is not there."""
     install(site, "dstack-toy", "toy_module", TOY_SOURCE)
-    write(config, "[{type: aws}]")
+    write(config, "[{type: nowhere}]")
     hub = BackendHub.open(config)
     states = {status.name: status for status in await hub.status()}
     assert states["toy"].state == "not_configured"
     assert (states["toy"].distribution, states["toy"].version, states["toy"].path) == ("dstack-toy", "1.0", str(site))
     assert "- type: toy" in str(states["toy"].reason)
-    assert states["aws"].state == "not_installed"
-    assert states["aws"].reason == "Backend 'aws' is not installed. Install it with: pip install dstack-aws"
+    assert states["nowhere"].state == "not_installed"
+    assert states["nowhere"].reason == "Backend 'nowhere' is not installed. Install it with: pip install dstack-nowhere"
 
 
 async def test_a_backend_that_is_not_there_refuses_for_certain_but_concludes_nothing(config: Path) -> None:

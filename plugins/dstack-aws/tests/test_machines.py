@@ -8,7 +8,6 @@ import pytest
 
 from dstack.api import Client, Profile, RetryPolicy, Run, RunStatus, Task
 from dstack_core.testing import Event, Fleet
-from dstack_core.testing.nimbus._machines import Machines
 from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed
 from tests.support.ec2 import Ec2
 from tests.support.homes import Home, ended
@@ -21,10 +20,8 @@ KIND = "m5.large"
 @pytest.fixture
 def cloud(fleet: Fleet) -> Iterator[Ec2]:
     """EC2 whose instances are machines; when the test is over nothing of it may still cost money."""
-    machines = Machines(fleet)
-    with Ec2(("us-east-1",), machines=machines) as cloud:
+    with Ec2(("us-east-1",), fleet=fleet) as cloud:
         yield cloud
-        machines.close()
 
 
 @pytest.fixture
@@ -36,7 +33,7 @@ def client(home: Home, cloud: Ec2, monkeypatch: pytest.MonkeyPatch) -> Client:
 
 def submit(client: Client, *commands: str, spot: str = "on-demand", **more: object) -> Run:
     """A task on EC2."""
-    profile = Profile(name="one", instance_types=[KIND], spot_policy=spot)  # type: ignore[arg-type]  # as one writes it
+    profile = Profile(name="one", instance_types=[KIND], spot_policy=spot)
     task = Task(commands=list(commands), env={"WORD": SECRET})
     return client.runs.submit(task, backends=["aws"], profile=profile, **more)  # type: ignore[arg-type]  # by name
 

@@ -16,7 +16,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.test import run_wsgi_app
 
 from dstack_core.plugin import Offer
-from dstack_core.testing import Event, Failure, Fault, FaultPlane, Server, Struck, Truth
+from dstack_core.testing import Event, Failure, Fault, FaultPlane, Fleet, Server, Struck, Truth
 from dstack_core.testing.nimbus._machines import Machines
 from tests.support.ec2 import _wares
 from tests.support.ec2._moto import ACCOUNT, DEEP_LEARNING, UBUNTU, Moto, app
@@ -39,7 +39,7 @@ class Ec2:
 
     Args:
         regions: those of the configuration.
-        machines: what makes instances machines that boot; without it they only seem to run.
+        fleet: its machines are the instances; without it they only seem to run.
 
     Attributes:
         url: where it is.
@@ -48,10 +48,8 @@ class Ec2:
         denied: permissions that whoever asks does not have.
     """
 
-    def __init__(
-        self, regions: Sequence[str] = ("us-east-1", "eu-west-1"), *, machines: Machines | None = None
-    ) -> None:
-        self._machines = machines
+    def __init__(self, regions: Sequence[str] = ("us-east-1", "eu-west-1"), *, fleet: Fleet | None = None) -> None:
+        self._machines = Machines(fleet) if fleet is not None else None
         self.plane = FaultPlane(_FAILURES)
         self.seen: Counter[str] = Counter()
         self.denied: set[str] = set()
@@ -67,6 +65,8 @@ class Ec2:
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._moto.running())
+        if self._machines is not None:
+            self._stack.callback(self._machines.close)
         server = make_server("127.0.0.1", 0, self._wsgi, threaded=True, request_handler=_Quiet)
         server.daemon_threads = True  # type: ignore[attr-defined]  # of its mixin: a call that hangs holds up no test
         self.url = f"http://127.0.0.1:{server.server_port}"
@@ -182,7 +182,8 @@ class Ec2:
     def _do(self, call: Call, environ: dict[str, Any]) -> Answer:
         with self._lock:
             self._tick()
-            handler = getattr(self, f"_{call.service.replace('-', '')}_{call.action}", None)
+            action = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", call.action).lower()
+            handler = getattr(self, f"_{call.service.replace('-', '')}_{action}", None)
             return handler(call, environ) if handler else self._pass_on(call, environ)
 
     def _pass_on(self, call: Call, environ: dict[str, Any], **changes: str) -> Answer:
@@ -220,7 +221,7 @@ class Ec2:
 
     # -- what moto leaves out ----------------------------------------------------------------------------------------
 
-    def _ec2_RunInstances(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802  # named for the call
+    def _ec2_run_instances(self, call: Call, environ: dict[str, Any]) -> Answer:
         if call.dry:
             return self._pass_on(call, environ)
         token = call.form["ClientToken"]
@@ -252,14 +253,14 @@ class Ec2:
         if self._machines is not None:
             self._machines.end(instance.id)
 
-    def _ec2_TerminateInstances(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ec2_terminate_instances(self, call: Call, environ: dict[str, Any]) -> Answer:
         answer = self._pass_on(call, environ)
         for _, instance in self._moto.instances():
             if instance.state == "terminated" and self._machines is not None and self._machines.lives(instance.id):
                 self._machines.end(instance.id)
         return answer
 
-    def _ec2_GetConsoleOutput(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ec2_get_console_output(self, call: Call, environ: dict[str, Any]) -> Answer:
         if self._machines is None:
             return self._pass_on(call, environ)
         said = base64.b64encode(self._machines.console(call.form["InstanceId"]).encode()).decode()
@@ -298,7 +299,7 @@ class Ec2:
         self.plane.take(token, type=kind, zone=zones[0], uses=uses)
         return None
 
-    def _ec2_DescribeInstances(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ec2_describe_instances(self, call: Call, environ: dict[str, Any]) -> Answer:
         """What is too young is missing in listings, and known by its id."""
         if any(name.startswith("InstanceId.") for name in call.form):
             return self._pass_on(call, environ)
@@ -311,10 +312,10 @@ class Ec2:
         finally:
             backend.reservations = every
 
-    def _ec2_DescribeRegions(self, call: Call, _: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ec2_describe_regions(self, call: Call, _: dict[str, Any]) -> Answer:
         return items(call, "regionInfo", [{"regionName": name} for name in _wares.REGIONS])
 
-    def _ec2_DescribeSpotPriceHistory(self, call: Call, _: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ec2_describe_spot_price_history(self, call: Call, _: dict[str, Any]) -> Answer:
         """Two prices for each place, the older one of which counts no more."""
         found = [
             {
@@ -330,22 +331,22 @@ class Ec2:
         page, token = _page(found, call.form.get("NextToken"))
         return items(call, "spotPriceHistorySet", page, token)
 
-    def _pricing_GetProducts(self, call: Call, _: dict[str, Any]) -> Answer:  # noqa: N802
+    def _pricing_get_products(self, call: Call, _: dict[str, Any]) -> Answer:
         wanted = {one["Field"]: one["Value"] for one in call.json.get("Filters", ())}
         page, token = _page(_wares.price_list(wanted), call.json.get("NextToken"))
         return document({"FormatVersion": "aws_v1", "PriceList": page, **({"NextToken": token} if token else {})})
 
-    def _servicequotas_ListServiceQuotas(self, call: Call, _: dict[str, Any]) -> Answer:  # noqa: N802
+    def _servicequotas_list_service_quotas(self, call: Call, _: dict[str, Any]) -> Answer:
         limits = {code: self.plane.limit(f"{call.region} {code}") for code in _wares.QUOTAS}
         found = [{"QuotaCode": code, "Value": limit} for code, limit in limits.items() if limit is not None]
         return document({"Quotas": found})
 
-    def _ssm_GetParameter(self, call: Call, _: dict[str, Any]) -> Answer:  # noqa: N802
+    def _ssm_get_parameter(self, call: Call, _: dict[str, Any]) -> Answer:
         arch = "arm64" if "/arm64/" in call.json["Name"] else "x86_64"
         value = self._moto.image(call.region, UBUNTU, arch)
         return document({"Parameter": {"Name": call.json["Name"], "Type": "String", "Value": value}})
 
-    def _sts_AssumeRole(self, call: Call, environ: dict[str, Any]) -> Answer:  # noqa: N802
+    def _sts_assume_role(self, call: Call, environ: dict[str, Any]) -> Answer:
         """The keys of the role are good from now on."""
         answer = self._pass_on(call, environ)
         key, secret = (

@@ -142,7 +142,7 @@ def _changed(born: Callable[[], float]) -> Iterator[None]:
 
     types = dict(instance_types.INSTANCE_TYPES)
     sold = {kind: dict(places) for kind, places in instance_types.INSTANCE_TYPE_OFFERINGS.items()}
-    instances.Instance = Machine  # type: ignore[misc]
+    instances.Instance = Machine  # type: ignore[misc]  # that is the point
     filters.update({"client-token": "client_token", "instance-lifecycle": "lifecycle"})
     catalogue = instance_types.InstanceTypeBackend
     shown = catalogue.instance_types
@@ -154,7 +154,7 @@ def _changed(born: Callable[[], float]) -> Iterator[None]:
     try:
         yield
     finally:
-        instances.Instance = plain  # type: ignore[misc]
+        instances.Instance = plain  # type: ignore[misc]  # as before
         catalogue.instance_types = shown
         for name in ("client-token", "instance-lifecycle"):
             filters.pop(name, None)
