@@ -30,7 +30,7 @@ class Moto:
         before = {name: os.environ.get(name) for name in _SETTINGS}
         os.environ.update(_SETTINGS)
         try:
-            with _changed(self._born):
+            with _quick_tags(), _changed(self._born):
                 reset()
                 self._register_images()
                 yield
@@ -101,6 +101,24 @@ def reset() -> None:
 
     for backends in (ec2_backends, iam_backends):
         backends.reset()
+
+
+@contextmanager
+def _quick_tags() -> Iterator[None]:
+    """Tags of a resource are looked up by its id. moto searches those of all, which takes minutes with many servers."""
+    from moto.ec2.models.core import TaggedEC2Resource as Tagged
+
+    search = Tagged.get_tags
+
+    def own_tags(self: Any) -> list[dict[str, str]]:
+        found = self.ec2_backend.tags.get(self.id, {})
+        return [{"resource_id": self.id, "key": key, "value": value} for key, value in found.items()]
+
+    Tagged.get_tags = own_tags  # type: ignore[method-assign]  # that is the point
+    try:
+        yield
+    finally:
+        Tagged.get_tags = search  # type: ignore[method-assign]  # as before
 
 
 @contextmanager
