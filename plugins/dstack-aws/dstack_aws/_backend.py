@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -159,9 +160,9 @@ class AwsBackend:
         found = self._by_token(request, region)
         if found is not None:
             return found
-        if code == ENDED_TOKEN:
-            return _long_gone(request)
         said = words_of(error) if isinstance(error, ClientError) else str(error)
+        if code == ENDED_TOKEN:
+            return _long_gone(request, said)
         raise UnknownOutcomeError(f"{said} ({code}): there is an instance of this intent, and it cannot be seen yet")
 
     def _by_token(self, request: InstanceRequest, region: str) -> Instance | None:
@@ -226,11 +227,13 @@ def _ours(described: dict[str, object], region: str) -> Instance:
     return found
 
 
-def _long_gone(request: InstanceRequest) -> Instance:
-    """The instance of an intent that ended so long ago that EC2 remembers nothing but its token."""
-    offer = request.offer
+def _long_gone(request: InstanceRequest, said: str) -> Instance:
+    """The instance of an intent that has ended, and of which EC2 shows no more than its token, and perhaps its id."""
+    offer, named = request.offer, re.search(r"\bi-[0-9a-f]{8,17}\b", said)
     return Instance(
-        ref=InstanceRef(backend="aws", id=f"ended-{request.name}", region=offer.region, zone=offer.zone),
+        ref=InstanceRef(
+            backend="aws", id=named.group() if named else f"ended-{request.name}", region=offer.region, zone=offer.zone
+        ),
         intent=request.intent,
         owner=request.owner,
         state=InstanceState.TERMINATED,
