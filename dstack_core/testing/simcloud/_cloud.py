@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from uuid import UUID
@@ -258,6 +258,7 @@ class SimCloud:
         self._script_of = script_of
         self._bodies: dict[UUID, str] = {}
         self._live: dict[str, SimInstance] = {}
+        self._by_address: dict[str, list[SimInstance]] = {}
         self._by_intent: dict[UUID, list[SimInstance]] = {}
         _CLOUDS[key] = self
 
@@ -336,9 +337,10 @@ class SimCloud:
 
     def at(self, address: str) -> SimInstance | None:
         """The instance that has an address now."""
-        self._settle()
+        # Agents are called more often than anything else: what has other addresses is not looked at.
+        self._settle(self._by_address.get(address, ()))
         now = self.clock.time()
-        return next((one for one in self._live.values() if one.address == address and now >= one.runs_at), None)
+        return next((one for one in self._by_address.get(address, ()) if now >= one.runs_at), None)
 
     def interrupt(self, instance: SimInstance, notice: float = 120.0) -> None:
         """Takes a spot instance away, after a notice of so many seconds."""
@@ -437,6 +439,7 @@ class SimCloud:
             expires_at=expires_at,
         )
         self.instances[instance.id] = self._live[instance.id] = instance
+        self._by_address.setdefault(instance.address, []).append(instance)
         self._by_intent.setdefault(intent, []).append(instance)
         self.meter.add(instance)
         return instance
@@ -449,13 +452,14 @@ class SimCloud:
                 self.faults.struck["an address was used again"] += 1
         return _numbered(number)
 
-    def _settle(self) -> None:
-        """Makes what time has brought have happened."""
+    def _settle(self, those: Iterable[SimInstance] | None = None) -> None:
+        """Makes what time has brought have happened, to all that live or to some of them."""
         now = self.clock.time()
-        for one in list(self._live.values()):
+        for one in list(self._live.values() if those is None else those):
             one.settle(now)
             if one.ended_at <= now:
                 del self._live[one.id]
+                self._by_address[one.address].remove(one)
                 if one.reason is StateReason.SHUTDOWN_FROM_INSIDE:
                     self.faults.struck["a machine powered itself off"] += 1
                 one.machine.tell()
