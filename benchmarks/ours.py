@@ -44,14 +44,15 @@ class _UnixConnection(http.client.HTTPConnection):
 
 @dataclass(frozen=True)
 class Home:
-    """An empty home folder; the server in it starts by itself, as for every user."""
+    """An empty home folder; the server in it starts by itself, as for every user. `plugins`: where backends are."""
 
     path: Path
+    plugins: Path = PLUGIN
 
     @property
     def env(self) -> dict[str, str]:
         """Environment of programs that use this home."""
-        return {"HOME": str(self.path), "DSTACK_HOME": str(self.path / "dstack"), "PYTHONPATH": str(PLUGIN)}
+        return {"HOME": str(self.path), "DSTACK_HOME": str(self.path / "dstack"), "PYTHONPATH": str(self.plugins)}
 
     def run(self, program: str, *args: str) -> Any:
         """Runs one of `programs/` as a user of this home."""
@@ -109,10 +110,10 @@ def alive(pid: int) -> bool:
 
 
 @contextlib.contextmanager
-def new_home(shapes: int = 1, regions: int = 1) -> Iterator[Home]:
+def new_home(shapes: int = 1, regions: int = 1, plugins: Path = PLUGIN) -> Iterator[Home]:
     """A home whose server knows this computer and a backend of `shapes` times `regions` offers."""
     folder = Path(tempfile.mkdtemp(prefix="dstack-bench-"))
-    home = Home(folder)
+    home = Home(folder, plugins)
     config = folder / "dstack" / "server" / "config.yml"
     config.parent.mkdir(parents=True, mode=0o700)
     (folder / "dstack").chmod(0o700)

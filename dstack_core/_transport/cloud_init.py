@@ -224,9 +224,13 @@ until_works() {{
 mkdir -p -m 700 {FOLDER} /run/dstack
 exec 9>/run/dstack/setup
 flock -n 9 && [ ! -s {SETUP} ] || exit 0
-systemctl daemon-reload
-systemctl enable -q --now dstack-watch.timer || fail "this machine has no systemd that works: use an image with one"
-systemctl enable -q dstack-agent
+# As `systemctl enable` does it, which reads all units anew each time. An older systemd does not find new ones else.
+wanted() {{ mkdir -p $units/$2.wants; ln -sf ../$1 $units/$2.wants/$1; }}
+units=/etc/systemd/system
+wanted dstack-agent.service multi-user.target
+wanted dstack-watch.timer timers.target
+systemctl start dstack-watch.timer 2>/dev/null || {{ systemctl daemon-reload; systemctl start dstack-watch.timer; }} ||
+  fail "this machine has no systemd that works: use an image with one"
 """
 _PYTHON = """\
 command -v python3 >/dev/null || install python3 python3 ||

@@ -20,19 +20,17 @@ from dstack_core.errors import DstackError
 _OWN_KEY = "/etc/ssh/dstack_own_key"
 _SHOWN_KEY = "/etc/ssh/ssh_host_ed25519_key"
 
+# The key is made while the set-up goes on: each is waited for once.
 _GREET = f"""\
 mkdir -p /run/dstack; cut -d. -f1 /proc/uptime >{ALIVE}
-if [ ! -s {SETUP} ]; then
-  [ ! -x {BEGIN_SETUP} ] || setsid -f {BEGIN_SETUP} </dev/null >/dev/null 2>&1
-  left=20; until [ -s {SETUP} ] || [ $((left -= 1)) -lt 0 ]; do sleep 0.1; done
-  [ -s {SETUP} ] || exit 0
-fi
+[ -s {SETUP} ] || [ ! -x {BEGIN_SETUP} ] || setsid -f {BEGIN_SETUP} </dev/null >/dev/null 2>&1
 if [ ! -s {_OWN_KEY} ]; then
   umask 077; rm -f {_OWN_KEY}.new*
   ssh-keygen -q -t ed25519 -N '' -C '' -f {_OWN_KEY}.new && mv {_OWN_KEY}.new.pub {_OWN_KEY}.pub &&
     mv {_OWN_KEY}.new {_OWN_KEY}
 fi
-cat {_OWN_KEY}.pub {SETUP}
+left=80; until [ -s {SETUP} ] || [ $((left -= 1)) -lt 0 ]; do sleep 0.025; done
+[ ! -s {SETUP} ] || cat {_OWN_KEY}.pub {SETUP}
 """
 _SHOW_OWN_KEY = f"""\
 set -e; umask 077
@@ -110,28 +108,35 @@ class Program:
 
 
 async def start_agent(transport: Transport, way: Endpoint, program: Program) -> None:
-    """Sends the agent's program unless it is there, and starts it. Nothing is started that is not what was sent.
+    """Sends the agent's program, and starts it. Nothing is started that is not what was sent.
+
+    One command does it all, as each costs a few ways to the machine and back. What is there already is not replaced:
+    it may run.
 
     Raises:
         AgentUnreachable: nobody answers, or the connection broke.
         MachineBroken: the program cannot be kept or started there.
     """
     content, digest = program.read()
-    if (await transport.run(way, f"echo '{digest}  {AGENT}' | sha256sum -c --status")).code != 0:
-        said = await transport.run(way, _keep(digest), content)
-        if said.code != 0:
-            raise MachineBroken(f"the agent's program cannot be kept on the machine: {_words(said.errors)}")
-    said = await transport.run(way, "systemctl start dstack-agent")
+    said = await transport.run(way, _keep_and_start(digest), content)
     if said.code != 0:
-        raise MachineBroken(f"the agent cannot be started on the machine: {_words(said.errors)}")
+        what = "started" if said.code == _NOT_STARTED else "kept"
+        raise MachineBroken(f"the agent's program cannot be {what} on the machine: {_words(said.errors)}")
 
 
-def _keep(digest: str) -> str:
+_NOT_STARTED = 70
+
+
+def _keep_and_start(digest: str) -> str:
     return f"""\
 set -e; umask 077; mkdir -p {FOLDER}
-cat >{AGENT}.new
-echo '{digest}  {AGENT}.new' | sha256sum -c --status || {{ echo 'it arrived damaged' >&2; rm {AGENT}.new; exit 1; }}
-mv {AGENT}.new {AGENT}
+if echo '{digest}  {AGENT}' | sha256sum -c --status 2>/dev/null; then cat >/dev/null
+else
+  cat >{AGENT}.new
+  echo '{digest}  {AGENT}.new' | sha256sum -c --status || {{ echo 'it arrived damaged' >&2; rm {AGENT}.new; exit 1; }}
+  mv {AGENT}.new {AGENT}
+fi
+systemctl start dstack-agent || exit {_NOT_STARTED}
 """
 
 

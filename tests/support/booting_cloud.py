@@ -57,9 +57,7 @@ class Prepared:
         config = json.loads(text)
         for file in config["write_files"]:
             if file["path"].endswith("/setup"):
-                file["content"] = file["content"].replace(
-                    "systemctl daemon-reload\n", f"{self._before}\nsystemctl daemon-reload\n"
-                )
+                file["content"] = file["content"].replace("units=/etc", f"{self._before}\nunits=/etc")
         return self._fleet.boot(f"{first}\n{json.dumps(config)}", **more)
 
 
