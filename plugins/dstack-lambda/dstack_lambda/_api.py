@@ -161,7 +161,7 @@ def _refusal(answer: httpx.Response) -> Refusal:
     try:
         error = answer.json()["error"]
         words, advice = str(error["message"]), str(error.get("suggestion") or "")
-        return Refusal(answer.status_code, str(error["code"]), words.rstrip("."), advice, wait)
+        return Refusal(answer.status_code, str(error["code"]), words.rstrip("."), advice.rstrip("."), wait)
     except (ValueError, LookupError, TypeError, AttributeError):
         said = f"Lambda answered: {answer.reason_phrase or answer.status_code}"
         return Refusal(answer.status_code, "", said, retry_after=wait)

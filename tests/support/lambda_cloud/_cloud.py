@@ -112,6 +112,7 @@ class LambdaCloud:
         fleet: its machines are the instances; without it they only seem to run.
         requests: so many a second are taken; `None`: as many as one likes.
         launches: likewise for launches.
+        burst: so many at once are taken after a pause.
 
     Attributes:
         url: where it is.
@@ -129,6 +130,7 @@ class LambdaCloud:
         fleet: Fleet | None = None,
         requests: float | None = None,
         launches: float | None = None,
+        burst: float = 2,
     ) -> None:
         self._regions = tuple(regions)
         self._machines = Machines(fleet) if fleet is not None else None
@@ -140,8 +142,8 @@ class LambdaCloud:
         self._boot, self._shutdown = 0.0, 0.05
         self._stack = ExitStack()
         self.plane = FaultPlane(_FAILURES)
-        self.plane.throttle(requests)
-        self.plane.throttle(launches, call="launchInstance")
+        self.plane.throttle(requests, burst=burst)
+        self.plane.throttle(launches, burst=burst, call="launchInstance")
         self.seen: list[tuple[str, float]] = []
         self.wrong: list[str] = []
         self.keys: dict[str, str] = {}

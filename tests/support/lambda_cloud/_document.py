@@ -43,6 +43,7 @@ class Document:
             for method, operation in methods.items()
             if method in ("get", "post", "put", "patch", "delete")
         }
+        self._schemas: dict[str, dict[str, Any]] = content["components"]["schemas"]
         self._validator = cache(self._made)
         self._remembered = lru_cache(10_000)(self._wrong_text)
 
@@ -64,6 +65,15 @@ class Document:
         """Path and method of an operation."""
         path, method, _ = self._operations[name]
         return path, method.upper()
+
+    def codes(self) -> set[str]:
+        """The codes of all errors that it knows, but those of what `dstack-lambda` has nothing to do with."""
+        found = set()
+        for schema in self._schemas.values():
+            code = schema.get("properties", {}).get("code", {}).get("const", "")
+            if code.startswith(("global/", "instance-operations/")):
+                found.add(code)
+        return found
 
     def wrong_request(self, name: str, body: Any) -> list[str]:
         """What is wrong with the body of a request; `None` for one without a body."""

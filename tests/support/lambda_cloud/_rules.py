@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from tests.support.lambda_cloud import _wares
@@ -31,7 +31,7 @@ _FIELDS = frozenset(
 class Account(Protocol):
     """What the rules look at."""
 
-    keys: Mapping[str, str]
+    keys: dict[str, str]
 
 
 Rule = Callable[[dict[str, Any], Account], str | None]
