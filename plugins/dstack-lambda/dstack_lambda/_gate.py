@@ -18,6 +18,8 @@ from dstack_core.plugin import RateLimitedError
 
 PATIENCE = 15.0
 """Seconds that somebody waits for a turn; who would have to wait longer is told so, and comes again."""
+LINE = 4
+"""So many of a process stand in line for a launch at once; more would keep others from looking and ending."""
 MARGIN = 1.05
 """Turns are so much further apart than they need be: requests do not all travel equally long."""
 
@@ -49,18 +51,21 @@ class Gate:
         self._clock = clock
         self._sleep = sleep
         self._lock = threading.Lock()
+        self._line = threading.Semaphore(LINE)
         self._alone: dict[str, float] = {}
 
     def wait(self, *, launch: bool = False) -> None:
         """Returns when it is this request's turn.
 
         Raises:
-            RateLimitedError: it would take longer than `PATIENCE`; says how long.
+            RateLimitedError: it would take longer than `PATIENCE`, or the line is too long; says how long.
         """
         until = self._clock() + PATIENCE
         while True:
             seconds, mine = self._take(until, launch=launch)
-            if seconds > 0:
+            if not mine:
+                self._stand_in_line(seconds)
+            elif seconds > 0:
                 self._sleep(seconds)
             if mine and not self._is_held():
                 return
@@ -69,6 +74,20 @@ class Gate:
         """Lambda asks for a pause: nobody asks anything for so long."""
         with self._turns() as turns:
             turns[_PAUSE] = max(turns.get(_PAUSE, 0.0), self._clock() + seconds)
+
+    def _stand_in_line(self, seconds: float) -> None:
+        """Waits for a turn to launch to come."""
+        if not self._line.acquire(blocking=False):
+            raise self._busy(_LAUNCH, seconds)
+        try:
+            self._sleep(seconds)
+        finally:
+            self._line.release()
+
+    def _busy(self, what: str, seconds: float) -> RateLimitedError:
+        interval = self._intervals[what] / MARGIN
+        said = f"Lambda takes one {what} in {interval:g} s, and others are before this one"
+        return RateLimitedError(said, retry_after=round(seconds, 3))
 
     def _is_held(self) -> bool:
         """Whether somebody was told to pause while we waited."""
@@ -82,12 +101,7 @@ class Gate:
             start = max(now, turns.get(_REQUEST, 0.0), turns.get(_PAUSE, 0.0))
             free = turns.get(_LAUNCH, 0.0) if launch else now
             if max(start, free) > until:
-                wait = max(start, free) - now
-                what = "launch" if launch and free > start else "request"
-                raise RateLimitedError(
-                    f"Lambda takes one {what} in {self._intervals[what] / MARGIN:g} s, and others are before this one",
-                    retry_after=round(wait, 3),
-                )
+                raise self._busy(_LAUNCH if launch and free > start else _REQUEST, max(start, free) - now)
             if free > now:
                 return free - now, False
             turns[_REQUEST] = start + self._intervals[_REQUEST]

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 from dstack_lambda._backend import LambdaBackend
-from dstack_lambda._gate import MARGIN, PATIENCE, Gate
+from dstack_lambda._gate import LINE, MARGIN, PATIENCE, Gate
 
 from dstack_core.plugin import Instance, InstanceRef, InstanceState, RateLimitedError
 from dstack_core.testing import Fault
@@ -130,6 +130,24 @@ def test_who_would_wait_too_long_is_told_so(tmp_path: Path, time: Time) -> None:
     with pytest.raises(RateLimitedError, match="one request in 1 s") as caught:
         gate.wait()
     assert caught.value.retry_after == pytest.approx(PATIENCE + 5)
+
+
+def test_a_long_line_for_launches_keeps_nobody_from_looking(tmp_path: Path, time: Time) -> None:
+    """Only so many wait for their launch; the next one is told to come again, and a request goes through."""
+    waiting: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waiting.append(seconds)
+        if len(waiting) == LINE:
+            time.now += 2
+            gate.wait()
+        gate.wait(launch=True)
+
+    gate = Gate(tmp_path, 1.0, 12.0, time.clock, sleep)
+    gate.wait(launch=True)
+    with pytest.raises(RateLimitedError, match="one launch in 12 s"):
+        gate.wait(launch=True)
+    assert len(waiting) == LINE
 
 
 def test_a_pause_is_for_all(tmp_path: Path, time: Time) -> None:
