@@ -29,7 +29,7 @@ def dstack_register_backends() -> list[BackendInfo]:
             terminates_itself="nobody",
             # Most of them wait for their turn, or for one listing that they share.
             max_concurrency=16,
-            # A launch may have to wait for its turn first.
-            hook_timeout=120.0,
+            # 20 s to prepare a launch, 13 s to wait for its turn, 30 s for the answer, and some to spare.
+            hook_timeout=75.0,
         )
     ]

@@ -21,7 +21,7 @@ from dstack_lambda._gate import Gate
 
 T = TypeVar("T")
 
-_CONNECT_TIMEOUT, _READ_TIMEOUT, _LAUNCH_TIMEOUT = 5, 10, 30
+_CONNECT_TIMEOUT, _READ_TIMEOUT, _LAUNCH_TIMEOUT = 5, 10, 25
 """Seconds. With the waiting for turns they are shorter than `hook_timeout`."""
 
 

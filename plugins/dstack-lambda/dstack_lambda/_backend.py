@@ -32,7 +32,7 @@ from dstack_lambda._sharing import Gathered, Outcome, Shared
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_PREPARING = 60.0
+_PREPARING = 20.0
 """Seconds that may pass before a launch is sent; one that is sent later might be answered to nobody."""
 
 

@@ -16,7 +16,7 @@ from typing import IO
 
 from dstack_core.plugin import RateLimitedError
 
-PATIENCE = 15.0
+PATIENCE = 13.0
 """Seconds that somebody waits for a turn; who would have to wait longer is told so, and comes again."""
 LINE = 4
 """So many of a process stand in line for a launch at once; more would keep others from looking and ending."""

@@ -50,7 +50,7 @@ class Time:
         """Now."""
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    def pass_by(self, seconds: float) -> None:
         """It is later."""
         self.slept.append(seconds)
         self.now += seconds
@@ -64,7 +64,7 @@ def time() -> Time:
 
 def gate_in(folder: Path, time: Time) -> Gate:
     """As another process would have it."""
-    return Gate(folder, 1.0, 12.0, time.clock, time.sleep)
+    return Gate(folder, 1.0, 12.0, time.clock, time.pass_by)
 
 
 def start_child(cloud: LambdaCloud, looks: int, launches: int) -> subprocess.Popen[str]:
@@ -160,7 +160,7 @@ def test_a_pause_is_for_all(tmp_path: Path, time: Time) -> None:
     def sleep(seconds: float) -> None:
         if len(time.slept) == 1:
             second.hold(9)
-        time.sleep(seconds)
+        time.pass_by(seconds)
 
     before = time.now
     Gate(tmp_path, 1.0, 12.0, time.clock, sleep).wait()
