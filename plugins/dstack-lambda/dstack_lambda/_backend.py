@@ -55,11 +55,18 @@ class LambdaBackend:
     Args:
         config: which account, and how.
         clock: now, as an aware datetime.
+        seconds: for durations, from any beginning.
     """
 
-    def __init__(self, config: LambdaConfig, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+    def __init__(
+        self,
+        config: LambdaConfig,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        seconds: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._config = config
         self._clock = clock
+        self._seconds = seconds
         self._api = Api(config)
         self._keys = Keys(self._api, config.ssh_key)
         self._listing = Shared(self._api.instances, config.request_interval)
@@ -80,12 +87,12 @@ class LambdaBackend:
     @hookimpl
     def dstack_create_instance(self, request: InstanceRequest) -> Instance:
         """Looks for the instance of this intent, and launches one if there is none."""
-        began = time.monotonic()
+        began = self._seconds()
         found = self._of_intent(request)
         if found is not None:
             return found
         ssh_key = self._keys.name_of(request.ssh_public_keys)
-        if time.monotonic() - began > _PREPARING:
+        if self._seconds() - began > _PREPARING:
             raise RateLimitedError("Lambda is too slow to launch anything in time")
         now = self._clock()
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from uuid import uuid4
 
 import httpx
 import pytest
+from dstack_lambda import LambdaConfig
 from dstack_lambda._api import _refusal
 from dstack_lambda._backend import LambdaBackend
 from dstack_lambda._errors import NO_INSTANCE, QUOTAS, REFUSED, SHORTAGES, translated
@@ -213,6 +215,16 @@ def test_lambda_cannot_be_reached(backend_of: Make, lambda_cloud: LambdaCloud) -
     backend = backend_of(lambda_cloud, url="http://127.0.0.1:9")
     with pytest.raises(RateLimitedError, match="cannot be reached"):
         backend.dstack_list_offers()
+
+
+def test_what_was_prepared_for_too_long_is_not_launched(lambda_cloud: LambdaCloud) -> None:
+    """The core would not hear the answer any more, so nothing is sent; the same request is made again."""
+    times = iter([0.0, 1000.0])
+    config = LambdaConfig.model_validate({"type": "lambda", **lambda_cloud.config()})
+    slow = LambdaBackend(config, seconds=lambda: next(times))
+    with closing(slow), pytest.raises(RateLimitedError, match="too slow"):
+        started(slow)
+    assert lambda_cloud.plane.calls("launchInstance") == 0
 
 
 # -- the key ----------------------------------------------------------------------------------------------------------
