@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +14,7 @@ from dstack.api import Client, Profile, Resources, Run, RunStatus, Task
 from dstack_core._cli.scaffold import Package
 from dstack_core._engine.service import PLAN_TIMEOUT
 from dstack_core._models.runs import JobPlan
+from dstack_core.plugin import Offer
 from dstack_core.testing import Failure, Fault, NimbusServer
 from tests.support.ec2 import Ec2
 from tests.support.homes import ROOT, Home, ended
@@ -29,11 +30,14 @@ class FrontEnd(Protocol):
     def fail(self, kind: Fault, times: int = 1) -> Failure:
         """See `Faulty`."""
 
+    def catalogue(self) -> Sequence[Offer]:
+        """See `Catalogued`."""
 
-# Each cloud, by the name of its backend. Whoever adds one adds a line.
-CLOUDS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
-    "aws": lambda: Ec2(("us-east-1",)),
-    "lambda": LambdaCloud,
+
+# Each cloud, by the name of its backend, and who ends its machines if every server is off. To add one, add a line.
+CLOUDS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
+    "aws": (lambda: Ec2(("us-east-1",)), "agent"),
+    "lambda": (LambdaCloud, "nobody"),
 }
 NAMES = list(CLOUDS)
 # The small cloud beside them, whose backend is what `dstack plugin new` writes, and whose servers really run.
@@ -49,7 +53,7 @@ def clouds(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     site = tmp_path / "site"
     add_small(site)
     with ExitStack() as stack:
-        started = {name: stack.enter_context(make()) for name, make in CLOUDS.items()}
+        started = {name: stack.enter_context(make()) for name, (make, _) in CLOUDS.items()}
         started[SMALL] = stack.enter_context(NimbusServer(agents=tmp_path / "servers"))
         backends = [{"type": name, **cloud.config()} for name, cloud in started.items()]
         folder = home.path / "server"
@@ -94,12 +98,18 @@ def account(run: Run) -> list[str]:
     return b"".join(run.logs(diagnose=True)).decode().splitlines()
 
 
-def test_the_offers_of_all_clouds_are_side_by_side(client: Client) -> None:
-    """The cheapest first, whichever cloud it is of, each at its own price."""
+def test_the_offers_of_all_clouds_are_side_by_side(client: Client, clouds: dict[str, FrontEnd]) -> None:
+    """The cheapest first, whichever cloud it is of, each at the price of its cloud, and with who ends it in the end."""
     offers = plan(client).offers
     assert {offer.backend for offer in offers} == {*CLOUDS, SMALL}
     prices = [offer.price for offer in offers if offer.availability in ("available", "unknown")]
     assert prices == sorted(prices)
+    for name, cloud in clouds.items():
+        sold = {(one.instance_type, one.region, one.zone, one.spot): one.price for one in cloud.catalogue()}
+        for offer in (one for one in offers if one.backend == name):
+            kind = (offer.instance.name, offer.region, offer.zone, offer.instance.resources.spot)
+            assert offer.price == pytest.approx(sold[kind], rel=0.001), kind
+            assert offer.terminates_itself == CLOUDS.get(name, (None, "agent"))[1]
 
 
 @pytest.mark.parametrize("slow", NAMES)
