@@ -15,7 +15,7 @@ _BY_SIZE: tuple[tuple[str, Gpu], ...] = (
     (r"Standard_NC\d+ads_A100_v4", Gpu("A100", 81920, "nvidia", (8, 0))),
     (r"Standard_ND96amsr_A100_v4", Gpu("A100", 81920, "nvidia", (8, 0))),
     (r"Standard_ND96asr_(A100_)?v4", Gpu("A100", 40960, "nvidia", (8, 0))),
-    (r"Standard_NC(C?)\d+i?a?ds_H100_v5|Standard_NCC40ads_H100_v5", Gpu("H100", 96256, "nvidia", (9, 0))),
+    (r"Standard_NCC?\d+adi?s_H100_v5", Gpu("H100", 96256, "nvidia", (9, 0))),
     (r"Standard_ND96is_(flex_)?H100_v5|Standard_ND96isrf?_H100_v5", Gpu("H100", 81920, "nvidia", (9, 0))),
     (r"Standard_ND96isrf?_H200_v5", Gpu("H200", 144384, "nvidia", (9, 0))),
     (r"Standard_ND\d+isr_(NDR_)?GB200_v6", Gpu("GB200", 190464, "nvidia", (10, 0))),

@@ -12,7 +12,7 @@ from typing import Any
 from dstack_azure._account import Account, pages
 from dstack_azure._config import AzureConfig
 from dstack_azure._gpus import gpu_of
-from dstack_core.plugin import BackendError
+from dstack_core.plugin import AuthenticationError
 
 _ARCHS = {"x64": "x86", "Arm64": "arm"}
 _DISKS = "Standard SSD Managed Disks"
@@ -92,7 +92,7 @@ def read_mood(account: Account, region: str) -> Mood:
     """Reads the quotas. Limits that nobody may read are found out when they are met."""
     try:
         usages = account.every("compute.usage.list", region, at=region)
-    except BackendError:
+    except AuthenticationError:
         return Mood({})
     return Mood({usage["name"]["value"].lower(): float(usage["limit"]) for usage in usages})
 

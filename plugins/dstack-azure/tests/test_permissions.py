@@ -167,7 +167,7 @@ def test_a_network_that_cannot_be_used_is_named(azure: Azure, entry: dict[str, A
 def test_another_secret_is_refused(azure: Azure) -> None:
     """In Microsoft's words without its ids and times, with the cure."""
     creds = {**azure.config()["creds"], "client_secret": "another"}
-    with pytest.raises(AuthenticationError, match="Invalid client secret provided. Check tenant_id") as caught:
+    with pytest.raises(AuthenticationError, match=r"Invalid client secret provided\. Check tenant_id") as caught:
         backend_of(azure, creds=creds).dstack_check_config()
     assert "Trace ID" not in str(caught.value)
 
@@ -251,7 +251,7 @@ def test_a_network_that_is_made_slowly_is_waited_for(azure: Azure) -> None:
 
 
 def _without_pauses(backend: AzureBackend) -> AzureBackend:
-    backend._networks._pause = lambda _: None  # noqa: SLF001  # the pause is passed in, two objects deeper
+    backend._networks._pause = lambda _: None
     return backend
 
 
@@ -259,7 +259,7 @@ def test_a_resource_group_that_cannot_be_made_is_said(azure: Azure) -> None:
     """And no machine is asked for."""
     azure.denied = {"Microsoft.Resources/subscriptions/resourceGroups/write"}
     backend = backend_of(azure)
-    with pytest.raises(AuthenticationError, match="Allow Microsoft.Resources/subscriptions/resourceGroups/write"):
+    with pytest.raises(AuthenticationError, match=r"Allow Microsoft\.Resources/subscriptions/resourceGroups/write"):
         backend.dstack_create_instance(cheapest(backend))
     assert not azure.truth().servers
 

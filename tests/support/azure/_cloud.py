@@ -67,6 +67,7 @@ class Azure:
         denied: permissions that whoever asks does not have.
         unregistered: providers that the subscription is not registered for.
         late: codes with which the next machines fail after they were accepted, one after the other.
+        made: names of all machines that ever were.
         slow_networks: how often a new network is looked at before it is ready.
     """
 
@@ -82,6 +83,7 @@ class Azure:
         self._store = Store(self.plane.now)
         self._computers = Computers(self._store, self.plane, self._machines)
         self.late = self._computers.late
+        self.made = self._computers.made
         self._tokens: set[str] = set()
         self._said: list[Answer] = []
         self._operations: dict[str, str] = {}

@@ -28,6 +28,7 @@ class Computers:
     Attributes:
         boot: seconds from being accepted to running.
         late: codes with which the next ones fail after they were accepted.
+        made: names of all that ever were.
     """
 
     def __init__(self, store: Store, plane: FaultPlane, machines: Machines | None) -> None:
@@ -37,6 +38,7 @@ class Computers:
         self._addresses = 0
         self.boot = 0.0
         self.late: list[str] = []
+        self.made: list[str] = []
 
     def all(self) -> list[Resource]:
         """Every machine that is there."""
@@ -64,6 +66,7 @@ class Computers:
         self._take(id, body)
         machine = self._store.put(id, body, "Creating")
         machine.body["properties"] |= {"vmId": str(uuid4()), "timeCreated": machine.body["made"]}
+        self.made.append(machine.name)
         machine.late = self.late.pop(0) if self.late else None
         machine.statuses = [_status("ProvisioningState/creating")]
         self._make_disk(machine)

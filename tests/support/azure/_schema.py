@@ -10,7 +10,6 @@ from typing import Any
 
 from tests.support.azure._wire import Refused
 
-
 _OPEN = frozenset({"VirtualMachineSizeTypes"})
 """Lists of values that the SDK itself calls out of date."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import ipaddress
 import ssl
 import tempfile
@@ -36,7 +37,7 @@ def trust() -> Trust:
     """One authority and one certificate for 127.0.0.1, for the whole process."""
     folder = tempfile.TemporaryDirectory(prefix="azure-tls-")
     # Kept for as long as the process lives, and removed with it.
-    _FOLDERS.append(folder)
+    atexit.register(folder.cleanup)
     authority = ec.generate_private_key(ec.SECP256R1())
     root = _certificate(authority.public_key(), authority, _NAME, ca=True)
     key = ec.generate_private_key(ec.SECP256R1())
@@ -51,9 +52,6 @@ def trust() -> Trust:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(both)
     return Trust(context, str(bundle))
-
-
-_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def _certificate(
