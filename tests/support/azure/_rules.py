@@ -27,7 +27,7 @@ _IMAGES = {
 """Architecture, generation, GiB."""
 
 
-class _Wrong(Exception):
+class Wrong(Exception):
     """Args: what Azure says, and its code."""
 
     def __init__(self, words: str, code: str = "InvalidParameter") -> None:
@@ -58,7 +58,7 @@ def _check(rules: Iterable[Callable[[str, Body, Find], None]], name: str, body: 
     for rule in rules:
         try:
             rule(name, body, find)
-        except _Wrong as wrong:
+        except Wrong as wrong:
             raise Refused(400, wrong.code, str(wrong)) from None
 
 
@@ -84,7 +84,7 @@ def _addresses(body: Body) -> list[Body]:
 def _place(_: str, body: Body, __: Find) -> None:
     """The location exists."""
     if body.get("location") not in _wares.REGIONS:
-        raise _Wrong(
+        raise Wrong(
             f"The provided location '{body.get('location')}' is not available.", "LocationNotAvailableForResourceType"
         )
 
@@ -93,10 +93,10 @@ def _tags(_: str, body: Body, __: Find) -> None:
     """At most 50 tags, of limited length, without odd characters in their names."""
     tags = body.get("tags") or {}
     if len(tags) > 50:
-        raise _Wrong("The maximum of tags is 50.", "InvalidTags")
+        raise Wrong("The maximum of tags is 50.", "InvalidTags")
     for key, value in tags.items():
         if len(key) > 512 or len(value) > 256 or re.search(r"[<>%&\\?/]", key):
-            raise _Wrong(f"The tag name '{key}' or its value is invalid.", "InvalidTagNameCharacters")
+            raise Wrong(f"The tag name '{key}' or its value is invalid.", "InvalidTagNameCharacters")
 
 
 # -- of machines ------------------------------------------------------------------------------------------------------
@@ -105,29 +105,29 @@ def _tags(_: str, body: Body, __: Find) -> None:
 def _name(name: str, _: Body, __: Find) -> None:
     """1 to 64 letters, digits, dots, dashes."""
     if not re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,62}\w)?", name):
-        raise _Wrong("The name of the virtual machine is invalid.", "InvalidResourceName")
+        raise Wrong("The name of the virtual machine is invalid.", "InvalidResourceName")
 
 
 def _known_size(_: str, body: Body, __: Find) -> None:
     """The size exists."""
     if _size(body) not in _wares.WARES:
-        raise _Wrong(f"The value {_size(body)} provided for the VM size is not valid.")
+        raise Wrong(f"The value {_size(body)} provided for the VM size is not valid.")
 
 
 def _zones(_: str, body: Body, __: Find) -> None:
     """At most one zone, which the region has."""
     zones = body.get("zones") or []
     if len(zones) > 1:
-        raise _Wrong("Virtual machines can be in one zone.", "InvalidAvailabilityZone")
+        raise Wrong("Virtual machines can be in one zone.", "InvalidAvailabilityZone")
     if any(zone not in _wares.ZONED[body["location"]] for zone in zones):
-        raise _Wrong(f"The zone(s) '{zones}' are not supported.", "AvailabilityZoneNotSupported")
+        raise Wrong(f"The zone(s) '{zones}' are not supported.", "AvailabilityZoneNotSupported")
 
 
 def _size_in_zone(_: str, body: Body, __: Find) -> None:
     """The size is sold in that zone."""
     for zone in body.get("zones") or []:
         if zone not in _wares.zones_of(_size(body), body["location"]):
-            raise _Wrong(f"The requested size {_size(body)} is not available in zone {zone}.", "SkuNotAvailable")
+            raise Wrong(f"The requested size {_size(body)} is not available in zone {zone}.", "SkuNotAvailable")
 
 
 def _image(_: str, body: Body, __: Find) -> None:
@@ -140,9 +140,9 @@ def _image(_: str, body: Body, __: Find) -> None:
         and not ids
         and not {"publisher", "offer", "sku", "version"} <= image.keys()
     ):
-        raise _Wrong("Required parameter 'imageReference' is missing or incomplete.")
+        raise Wrong("Required parameter 'imageReference' is missing or incomplete.")
     if ids and {"publisher", "offer", "sku"} & image.keys():
-        raise _Wrong("imageReference.id cannot go with publisher, offer and sku.")
+        raise Wrong("imageReference.id cannot go with publisher, offer and sku.")
 
 
 def _known_image(body: Body) -> tuple[str, str, int] | None:
@@ -151,7 +151,7 @@ def _known_image(body: Body) -> tuple[str, str, int] | None:
         return None
     key = tuple(str(image[part]).lower() for part in ("publisher", "offer", "sku"))
     if key not in _IMAGES:
-        raise _Wrong(f"The platform image '{':'.join(key)}' is not available.", "PlatformImageNotFound")
+        raise Wrong(f"The platform image '{':'.join(key)}' is not available.", "PlatformImageNotFound")
     return _IMAGES[key]
 
 
@@ -159,14 +159,14 @@ def _architecture(_: str, body: Body, __: Find) -> None:
     """The image is of the machine's architecture."""
     image = _known_image(body)
     if image is not None and image[0] != _wares.WARES[_size(body)].machine[2]:
-        raise _Wrong("The architecture of the image does not match that of the VM size.", "BadRequest")
+        raise Wrong("The architecture of the image does not match that of the VM size.", "BadRequest")
 
 
 def _generation(_: str, body: Body, __: Find) -> None:
     """The machine boots images of that generation."""
     image = _known_image(body)
     if image is not None and image[1] not in _wares.WARES[_size(body)].generations:
-        raise _Wrong(f"The selected VM size cannot boot Hypervisor Generation '{image[1][1]}'.", "BadRequest")
+        raise Wrong(f"The selected VM size cannot boot Hypervisor Generation '{image[1][1]}'.", "BadRequest")
 
 
 def _disk_size(_: str, body: Body, __: Find) -> None:
@@ -174,22 +174,22 @@ def _disk_size(_: str, body: Body, __: Find) -> None:
     size = body["properties"]["storageProfile"]["osDisk"].get("diskSizeGB")
     image = _known_image(body)
     if size is not None and not (image[2] if image else 1) <= size <= 4095:
-        raise _Wrong(f"The value '{size}' of disk size is out of range.", "InvalidParameter")
+        raise Wrong(f"The value '{size}' of disk size is out of range.", "InvalidParameter")
 
 
 def _system(_: str, body: Body, __: Find) -> None:
     """A system from an image has a name, and a user whose name is not reserved."""
     system = _os(body)
     if not system.get("computerName") or not system.get("adminUsername"):
-        raise _Wrong("Required parameter 'osProfile.computerName' or 'adminUsername' is missing.")
+        raise Wrong("Required parameter 'osProfile.computerName' or 'adminUsername' is missing.")
     if system["adminUsername"].lower() in _RESERVED:
-        raise _Wrong(f"The Admin Username specified is not allowed: {system['adminUsername']}.")
+        raise Wrong(f"The Admin Username specified is not allowed: {system['adminUsername']}.")
 
 
 def _host_name(_: str, body: Body, __: Find) -> None:
     """A host's name."""
     if not re.fullmatch(r"(?!\d+$)[A-Za-z0-9]([A-Za-z0-9-]{0,62}[A-Za-z0-9])?", _os(body)["computerName"]):
-        raise _Wrong("Linux host name is invalid.", "InvalidParameter")
+        raise Wrong("Linux host name is invalid.", "InvalidParameter")
 
 
 def _keys(_: str, body: Body, __: Find) -> None:
@@ -197,7 +197,7 @@ def _keys(_: str, body: Body, __: Find) -> None:
     linux = _os(body).get("linuxConfiguration") or {}
     keys = (linux.get("ssh") or {}).get("publicKeys") or []
     if not keys and (linux.get("disablePasswordAuthentication") or "adminPassword" not in _os(body)):
-        raise _Wrong("Authentication using either SSH or by user name and password must be enabled.")
+        raise Wrong("Authentication using either SSH or by user name and password must be enabled.")
 
 
 def _key_places(_: str, body: Body, __: Find) -> None:
@@ -205,9 +205,9 @@ def _key_places(_: str, body: Body, __: Find) -> None:
     linux = _os(body).get("linuxConfiguration") or {}
     for key in (linux.get("ssh") or {}).get("publicKeys") or []:
         if key.get("path") != f"/home/{_os(body)['adminUsername']}/.ssh/authorized_keys":
-            raise _Wrong("Destination path for SSH public keys is currently limited to its default value.")
+            raise Wrong("Destination path for SSH public keys is currently limited to its default value.")
         if not re.match(r"ssh-(rsa|ed25519) [A-Za-z0-9+/=]+", key.get("keyData", "")):
-            raise _Wrong("The value of parameter linuxConfiguration.ssh.publicKeys.keyData is invalid.")
+            raise Wrong("The value of parameter linuxConfiguration.ssh.publicKeys.keyData is invalid.")
 
 
 def _custom_data(_: str, body: Body, __: Find) -> None:
@@ -216,25 +216,25 @@ def _custom_data(_: str, body: Body, __: Find) -> None:
     try:
         size = len(base64.b64decode(text, validate=True))
     except binascii.Error:
-        raise _Wrong("Custom data in OSProfile must be in Base64 encoding.") from None
+        raise Wrong("Custom data in OSProfile must be in Base64 encoding.") from None
     if size > 65535:
-        raise _Wrong("Custom data in OSProfile must be with a maximum length of 87380 characters.")
+        raise Wrong("Custom data in OSProfile must be with a maximum length of 87380 characters.")
 
 
 def _one_way_to_the_network(_: str, body: Body, __: Find) -> None:
     """Interfaces that are there, or interfaces to be made; those with the version of the network's interface."""
     profile = body["properties"].get("networkProfile") or {}
     if bool(profile.get("networkInterfaces")) == bool(profile.get("networkInterfaceConfigurations")):
-        raise _Wrong("Give either networkInterfaces or networkInterfaceConfigurations.", "InvalidRequestFormat")
+        raise Wrong("Give either networkInterfaces or networkInterfaceConfigurations.", "InvalidRequestFormat")
     if profile.get("networkInterfaceConfigurations") and not profile.get("networkApiVersion"):
-        raise _Wrong("networkApiVersion is required with networkInterfaceConfigurations.")
+        raise Wrong("networkApiVersion is required with networkInterfaceConfigurations.")
 
 
 def _primary(_: str, body: Body, __: Find) -> None:
     """Of several interfaces or addresses one is the first."""
     for found in (_cards(body), _addresses(body)):
         if len(found) > 1 and sum(bool((one.get("properties") or {}).get("primary")) for one in found) != 1:
-            raise _Wrong("Exactly one has to be primary.", "InvalidRequestFormat")
+            raise Wrong("Exactly one has to be primary.", "InvalidRequestFormat")
 
 
 def _subnet(_: str, body: Body, find: Find) -> None:
@@ -245,9 +245,9 @@ def _subnet(_: str, body: Body, find: Find) -> None:
         vnet = find(match.group(1)) if match else None
         names = [one["name"] for one in vnet["properties"].get("subnets", ())] if vnet else []
         if vnet is None or match is None or match.group(2) not in names:
-            raise _Wrong(f"Resource {subnet} referenced by the machine was not found.", "InvalidResourceReference")
+            raise Wrong(f"Resource {subnet} referenced by the machine was not found.", "InvalidResourceReference")
         if vnet["location"] != body["location"]:
-            raise _Wrong("The network is not in the machine's location.", "InvalidResourceReference")
+            raise Wrong("The network is not in the machine's location.", "InvalidResourceReference")
         if vnet["properties"]["provisioningState"] != "Succeeded":
             raise Refused(429, "ReferencedResourceNotProvisioned", f"{subnet} is not in Succeeded state.")
 
@@ -259,9 +259,9 @@ def _addresses_are_standard(_: str, body: Body, __: Find) -> None:
         if public is None:
             continue
         if (public.get("sku") or {}).get("name") != "Standard":
-            raise _Wrong("Basic public addresses cannot be made any more.", "BasicSkuPublicIPNotAllowed")
+            raise Wrong("Basic public addresses cannot be made any more.", "BasicSkuPublicIPNotAllowed")
         if (public.get("properties") or {}).get("publicIPAllocationMethod") != "Static":
-            raise _Wrong(
+            raise Wrong(
                 "Standard sku publicIp must have AllocationMethod set to Static.", "PublicIPStandardMustBeStatic"
             )
 
@@ -271,9 +271,9 @@ def _spot(_: str, body: Body, __: Find) -> None:
     properties = body["properties"]
     spot = properties.get("priority") in ("Spot", "Low")
     if not spot and ("evictionPolicy" in properties or "billingProfile" in properties):
-        raise _Wrong("Eviction policy and max price can be set only for Azure Spot Virtual Machines.")
+        raise Wrong("Eviction policy and max price can be set only for Azure Spot Virtual Machines.")
     if spot and not _wares.WARES[_size(body)].spot:
-        raise _Wrong(f"The VM size '{_size(body)}' is not available as Spot.", "OperationNotAllowed")
+        raise Wrong(f"The VM size '{_size(body)}' is not available as Spot.", "OperationNotAllowed")
 
 
 MACHINE_RULES = (
@@ -309,11 +309,11 @@ def _inside(_: str, body: Body, __: Find) -> None:
 
     spaces = [ip_network(one) for one in body["properties"].get("addressSpace", {}).get("addressPrefixes", ())]
     if not spaces:
-        raise _Wrong("Address space is required.", "InvalidRequestFormat")
+        raise Wrong("Address space is required.", "InvalidRequestFormat")
     for subnet in body["properties"].get("subnets") or ():
         inner = ip_network(subnet["properties"]["addressPrefix"])
         if not any(inner.subnet_of(space) for space in spaces):  # type: ignore[arg-type]  # all are of version 4
-            raise _Wrong(f"Subnet '{subnet['name']}' is not valid in virtual network.", "NetcfgSubnetRangeOutsideVnet")
+            raise Wrong(f"Subnet '{subnet['name']}' is not valid in virtual network.", "NetcfgSubnetRangeOutsideVnet")
 
 
 def _group_there(_: str, body: Body, find: Find) -> None:
@@ -322,7 +322,7 @@ def _group_there(_: str, body: Body, find: Find) -> None:
         group = (subnet["properties"].get("networkSecurityGroup") or {}).get("id")
         found = find(group) if group else None
         if group and (found is None or found["location"] != body["location"]):
-            raise _Wrong(f"Resource {group} was not found.", "InvalidResourceReference")
+            raise Wrong(f"Resource {group} was not found.", "InvalidResourceReference")
 
 
 NETWORK_RULES = (_place, _tags, _inside, _group_there)
@@ -332,7 +332,7 @@ def _priorities(_: str, body: Body, __: Find) -> None:
     """Rules have priorities from 100 to 4096, no two the same."""
     found = [rule["properties"].get("priority", 0) for rule in body["properties"].get("securityRules") or ()]
     if len(set(found)) != len(found) or not all(100 <= one <= 4096 for one in found):
-        raise _Wrong("Security rules have invalid priorities.", "SecurityRuleInvalidPriority")
+        raise Wrong("Security rules have invalid priorities.", "SecurityRuleInvalidPriority")
 
 
 def _ends(_: str, body: Body, __: Find) -> None:
@@ -341,7 +341,7 @@ def _ends(_: str, body: Body, __: Find) -> None:
         for side in ("source", "destination"):
             single, several = f"{side}AddressPrefix", f"{side}AddressPrefixes"
             if not {single, several} & rule["properties"].keys():
-                raise _Wrong(f"Security rule must specify {single}.", "SecurityRuleMissingAddress")
+                raise Wrong(f"Security rule must specify {single}.", "SecurityRuleMissingAddress")
 
 
 GROUP_RULES = (_place, _tags, _priorities, _ends)

@@ -87,7 +87,7 @@ def _of_map(kind: Any, value: Any, at: str) -> typing.Iterator[str]:
         yield from _problems(kind, one, f"{at}.{name}")
 
 
-def _of_object(kind: type[Any], value: Any, at: str) -> typing.Iterator[str]:
+def _of_object(kind: Any, value: Any, at: str) -> typing.Iterator[str]:
     if not isinstance(value, dict):
         yield f"{at} has to be an object"
         return

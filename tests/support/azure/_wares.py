@@ -122,6 +122,7 @@ def offers(region: str, *, public: bool = True) -> Iterator[Offer]:
                     spot=is_spot,
                     availability=Availability.NO_QUOTA if shut else Availability.UNKNOWN,
                     reason="not for this subscription" if shut else None,
+                    data="V2" if "V2" in ware.generations else "V1",
                 )
 
 
