@@ -91,6 +91,17 @@ def _again(name: str) -> Run:
     return found
 
 
+def test_a_machine_that_azure_accepts_and_cannot_make(client: Client, cloud: Azure) -> None:
+    """Azure's words are kept, what it began is gone, and the run goes on with another one."""
+    cloud.late.append("AllocationFailed")
+    run = submit(client, "echo here")
+    assert b"".join(run.logs()) == b"here\n", account(run)
+    assert ended(run, LONG).status is RunStatus.DONE
+    assert "ProvisioningState/failed/AllocationFailed" in account(run)
+    assert len(cloud.made) == 2
+    nothing_billed(cloud)
+
+
 def test_a_spot_instance_that_is_taken_away(client: Client, cloud: Azure) -> None:
     """The first machine is taken away in the middle; the policy says so, so the run goes on with another one."""
     forever = ("echo on $(hostname)", "while :; do sleep 1; done")
