@@ -179,14 +179,15 @@ class AzureBackend:
 
     def _not_started(self, request: InstanceRequest, error: Exception) -> Instance:
         """What became of a call that Azure refused: perhaps the machine is there already."""
-        region = request.offer.region
-        if status_of(error) != 412 and code_of(error) not in EXISTS:
-            failure = translated(error, action_of(_PUT), region)
+        there = status_of(error) == 412 or code_of(error) in EXISTS
+        ref = InstanceRef(backend="azure", id=request.name, region=request.offer.region)
+        machine = self._machine(ref) if there else None
+        if machine is None:
+            failure = translated(error, action_of(_PUT), ref.region)
             if isinstance(failure, InvalidRequestError):
                 # Perhaps the network was removed that we remember.
-                self._networks.forget(region)
+                self._networks.forget(ref.region)
             raise failure from error
-        machine = self._account.call(_GET, self._config.resource_group, request.name, expand="instanceView", at=region)
         if marked(machine) != (request.intent, request.owner) or not is_of(machine.get("tags") or {}, request):
             raise _asked_otherwise(request) from error
         found = instance(machine, statuses_of(machine))

@@ -56,7 +56,7 @@ class AzureConfig(BackendConfig):
             the first start, which lets in SSH and nothing else.
         subnet: name of the subnet; needs `vnet`. Default: `default` of a `vnet`.
         image: the image, as `PUBLISHER:OFFER:SKU:VERSION` or the id of an image. It needs cloud-init. Default:
-            Canonical's Ubuntu, and for NVIDIA GPUs Microsoft's Ubuntu with their driver.
+            Canonical's Ubuntu, and for GPUs Microsoft's Ubuntu with their driver.
         public_ips: whether instances are reached by a public address; otherwise by their private one, from within the
             network. Default: yes.
         tags: more tags for everything that is made.

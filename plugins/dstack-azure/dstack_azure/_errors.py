@@ -87,6 +87,8 @@ _DENIED = frozenset({"AuthorizationFailed", "LinkedAuthorizationFailed"})
 GONE = frozenset(
     {"ResourceNotFound", "ResourceGroupNotFound", "NotFound", "DeploymentNotFound", "ParentResourceNotFound"}
 )
+_UNSURE = frozenset({"OperationNotAllowed", "Conflict", "OperationPreempted", "PreconditionFailed"})
+"""Something else goes on with the same name: what came of it is to be looked at."""
 EXISTS = frozenset({"PreconditionFailed", "ResourceAlreadyExists", "Conflict"})
 ACTIVE = frozenset({"DeploymentActive", "DeploymentBeingDeleted"})
 
@@ -147,7 +149,7 @@ def _classed(error: sdk.HttpResponseError, action: str, where: str) -> BackendEr
         return RateLimitedError(said, retry_after=_retry_after(error))
     if code in REFUSED or status in (401, 403):
         return AuthenticationError(f"{said}. {_cure(code, action, words)}")
-    if status >= 500 or not 400 <= status < 600 or code in ("OperationNotAllowed", "Conflict", "OperationPreempted"):
+    if status >= 500 or not 400 <= status < 600 or code in _UNSURE:
         return UnknownOutcomeError(f"{said}: HTTP {status}")
     return InvalidRequestError(said)
 

@@ -10,21 +10,11 @@ from dstack_core.plugin import MachineResources
 _UBUNTU = "Canonical:ubuntu-24_04-lts:{sku}:latest"
 _UBUNTU_SKUS = {("x86", 2): "server", ("x86", 1): "server-gen1", ("arm", 2): "server-arm64"}
 _WITH_DRIVER = "microsoft-dsvm:ubuntu-hpc:{sku}:latest"
-"""Microsoft's own Ubuntu, with the drivers of NVIDIA."""
-_DRIVER_SKUS = {"x86": "2204", "arm": "2404-arm64"}
+"""Microsoft's own Ubuntu, with the drivers of NVIDIA or AMD."""
+_DRIVER_SKUS = {("nvidia", "x86"): "2204", ("nvidia", "arm"): "2404-arm64", ("amd", "x86"): "2204-rocm"}
 
 PLAIN_DISK_GIB, DRIVER_DISK_GIB = 30, 64
 """The least sizes of the disks."""
-
-
-def has_driver(machine: MachineResources) -> bool:
-    """Whether the image for it has NVIDIA's driver."""
-    return any(gpu.vendor == "nvidia" for gpu in machine.gpus)
-
-
-def least_disk_gib(machine: MachineResources) -> int:
-    """How large the image for it is."""
-    return DRIVER_DISK_GIB if has_driver(machine) else PLAIN_DISK_GIB
 
 
 def image_of(config: AzureConfig, machine: MachineResources, generation: int = 2) -> dict[str, Any]:
@@ -37,8 +27,8 @@ def image_of(config: AzureConfig, machine: MachineResources, generation: int = 2
     """
     if config.image is not None:
         return _reference(config.image)
-    if has_driver(machine):
-        return _reference(_WITH_DRIVER.format(sku=_DRIVER_SKUS[machine.arch]))
+    if machine.gpus:
+        return _reference(_WITH_DRIVER.format(sku=_DRIVER_SKUS[machine.gpus[0].vendor, machine.arch]))
     return _reference(_UBUNTU.format(sku=_UBUNTU_SKUS.get((machine.arch, generation), "server")))
 
 

@@ -113,6 +113,9 @@ def _machine(sku: dict[str, Any], region: str) -> Machine | None:
     gpus = int(float(can.get("GPUs", 0)))
     if arch is None or "vCPUs" not in can or "MemoryGB" not in can or (gpus and gpu_of(sku["name"]) is None):
         return None
+    if "ConfidentialComputingType" in can:
+        # These start only with images and disks of their own.
+        return None
     zones = {zone for place in sku.get("locationInfo") or () for zone in place.get("zones") or ()}
     closed, closed_zones = _closed(sku, region)
     return Machine(

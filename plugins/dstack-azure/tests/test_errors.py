@@ -59,6 +59,8 @@ def answered() -> Iterator[Answered]:
         (409, "OperationNotAllowed", "exceeding approved Total Regional Cores quota", QuotaExceededError, "region"),
         (400, "PublicIPCountLimitReached", "", QuotaExceededError, "region"),
         (409, "OperationNotAllowed", "the server is being updated", UnknownOutcomeError, None),
+        (409, "Conflict", "", UnknownOutcomeError, None),
+        (412, "PreconditionFailed", "", UnknownOutcomeError, None),
         (409, "AnotherOperationInProgress", "", RateLimitedError, None),
         (429, "ReferencedResourceNotProvisioned", "", RateLimitedError, None),
         (429, "TooManyRequests", "", RateLimitedError, None),

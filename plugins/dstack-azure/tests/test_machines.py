@@ -65,7 +65,7 @@ def test_a_task_that_is_stopped(client: Client, cloud: Azure) -> None:
         said += chunk
         if said == b"hi\n":
             run.stop()
-    assert said == b"hi\nbye\n", account(run)
+    assert said.endswith(b"bye\n"), account(run)
     assert ended(run, LONG).status is RunStatus.TERMINATED
     nothing_billed(cloud)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,10 @@ from dstack_azure._gpus import gpu_of
 from dstack_azure._images import image_of
 from pydantic import ValidationError
 
-from dstack_core.plugin import BackendError, MachineResources, Offer, Range, Requirements, UnknownOutcomeError
+from dstack_core.plugin import BackendError, Gpu, MachineResources, Offer, Range, Requirements, UnknownOutcomeError
 from dstack_core.testing import Fault
 from tests.support.azure import Azure
-from tests.support.azure._wares import price_list
+from tests.support.azure._wares import CONFIDENTIAL, price_list
 
 NOW = datetime(2026, 11, 2, 12, tzinfo=UTC)
 REGIONS = ("eastus",)
@@ -36,6 +37,17 @@ class Clock:
         return self.now
 
 
+_MADE: list[Account] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What a test made is closed after it."""
+    yield
+    while _MADE:
+        _MADE.pop().close()
+
+
 def config_of(azure: Azure) -> AzureConfig:
     """The configuration for this cloud."""
     return AzureConfig.model_validate({"type": "azure", **azure.config()})
@@ -44,7 +56,8 @@ def config_of(azure: Azure) -> AzureConfig:
 def catalogue_of(azure: Azure, clock: Clock) -> Catalogue:
     """As another process would have it: nothing in memory."""
     config = config_of(azure)
-    return Catalogue(Account(config), config, cache_folder(), clock)
+    _MADE.append(Account(config))
+    return Catalogue(_MADE[-1], config, cache_folder(), clock)
 
 
 def test_importing_the_package_loads_no_sdk() -> None:
@@ -164,12 +177,13 @@ def test_a_larger_disk_costs_more(azure: Azure) -> None:
 
 
 def test_each_price_is_that_of_azures_list(azure: Azure) -> None:
-    """Size for size: Linux, by use, on demand and as spot, with the disk and the address."""
+    """Size for size: Linux, by use, on demand and as spot, with the disk and the address; without confidential ones."""
     entries = [entry for entry in price_list() if entry["armRegionName"] == "eastus" and entry["type"] == "Consumption"]
     listed = {
         (entry["armSkuName"], entry["skuName"].endswith(" Spot")): entry["retailPrice"]
         for entry in entries
         if entry["serviceName"] == "Virtual Machines"
+        and entry["armSkuName"] != CONFIDENTIAL
         and not any(word in entry["productName"] + entry["skuName"] for word in ("Windows", "Cloud", "Low Priority"))
     }
     (disk,) = [entry["retailPrice"] for entry in entries if entry["meterName"] == "E10 LRS Disk"]
@@ -250,6 +264,16 @@ def test_the_gpu_of_a_size(size: str, name: str | None, gib: int) -> None:
     """By Azure's names; of an unknown one nothing is made up."""
     gpu = gpu_of(size)
     assert (gpu and gpu.name, gpu.memory_mib // 1024 if gpu else 0) == (name, gib)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "arch", "sku"),
+    [("nvidia", "x86", "2204"), ("nvidia", "arm", "2404-arm64"), ("amd", "x86", "2204-rocm")],
+)
+def test_the_image_for_gpus(azure: Azure, vendor: str, arch: str, sku: str) -> None:
+    """It has the driver of their maker."""
+    machine = MachineResources(2, 2048, gpus=(Gpu("X1", 1024, vendor),), arch=arch)
+    assert image_of(config_of(azure), machine)["sku"] == sku
 
 
 @pytest.mark.parametrize(

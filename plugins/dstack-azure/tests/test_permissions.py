@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,9 +33,21 @@ from tests.support.ec2.requests import request_for
 README = Path(__file__).parents[1] / "README.md"
 
 
+_MADE: list[AzureBackend] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    """What a test made is closed after it."""
+    yield
+    while _MADE:
+        _MADE.pop().close()
+
+
 def backend_of(azure: Azure, **more: Any) -> AzureBackend:
     """A backend for this cloud."""
-    return AzureBackend(AzureConfig.model_validate({"type": "azure", **azure.config(), **more}))
+    _MADE.append(AzureBackend(AzureConfig.model_validate({"type": "azure", **azure.config(), **more})))
+    return _MADE[-1]
 
 
 def cheapest(backend: AzureBackend, **more: Any) -> InstanceRequest:
@@ -69,7 +82,6 @@ def live(azure: Azure) -> None:
     (left,) = backend.dstack_list_all_instances()
     wait_until(lambda: gone(backend, left.ref), what="the end of what was left")
     assert backend.dstack_list_instances(owner) == []
-    backend.close()
 
 
 def test_the_role_is_what_is_called(azure: Azure) -> None:

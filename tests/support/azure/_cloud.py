@@ -401,9 +401,8 @@ class Azure:
         self._in(group)
         found = self._store.find(call.path)
         if found is None:
-            raise Refused(
-                404, "ResourceNotFound", f"The Resource '{name}' under resource group '{group}' was not found."
-            )
+            code = "DeploymentNotFound" if "/deployments/" in call.path else "ResourceNotFound"
+            raise Refused(404, code, f"The Resource '{name}' under resource group '{group}' was not found.")
         return found
 
     def _put_network(self, call: Call, group: str, space: str, kind: str, name: str) -> Answer:

@@ -70,6 +70,7 @@ WARES = {
         generations="V2",
     ),
 }
+CONFIDENTIAL = "Standard_DC2as_v5"
 QUOTAS: dict[str, float] = {
     "cores": 2000.0,
     "lowPriorityCores": 2000.0,
@@ -129,6 +130,7 @@ def offers(region: str, *, public: bool = True) -> Iterator[Offer]:
 def skus(region: str) -> Iterator[dict[str, Any]]:
     """The catalogue of sizes, with what is no machine among them."""
     yield {"resourceType": "disks", "name": "StandardSSD_LRS", "locations": [region], "locationInfo": []}
+    yield _confidential(region)
     for name, ware in WARES.items():
         cpus, gib, arch = ware.machine
         capabilities = {
@@ -156,6 +158,18 @@ def skus(region: str) -> Iterator[dict[str, Any]]:
         }
 
 
+def _confidential(region: str) -> dict[str, Any]:
+    """A machine that starts only with an image and a disk of its own."""
+    can = {"vCPUs": "2", "MemoryGB": "8", "LowPriorityCapable": "False", "ConfidentialComputingType": "SNP"}
+    return {
+        "resourceType": "virtualMachines",
+        "name": CONFIDENTIAL,
+        "family": "standardDCASv5Family",
+        "locationInfo": [{"location": region, "zones": []}],
+        "capabilities": [{"name": key, "value": value} for key, value in can.items()],
+    }
+
+
 def price_list() -> Iterator[dict[str, Any]]:
     """The documents of the list of prices, with what must not be taken for the price."""
     for region, factor in REGIONS.items():
@@ -168,6 +182,7 @@ def price_list() -> Iterator[dict[str, Any]]:
             yield _price(region, name, product, short, on_demand(name, region) * 4000, type="Reservation")
             if ware.spot:
                 yield _price(region, name, product, f"{short} Spot", spot(name, region))
+        yield _price(region, CONFIDENTIAL, "Virtual Machines DCasv5 Series", "DC2as v5", 0.0001)
         for kind, (_, price) in DISKS.items():
             yield _disk(region, kind, f"{kind} LRS Disk", price * factor)
             yield _disk(region, kind, f"{kind} LRS Disk Mount", 0.01)
