@@ -27,7 +27,7 @@ _CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 25
 """Seconds. Together shorter than `hook_timeout`, so that it is us who say what is known."""
 
 # At their most talkative these write down what they send, secrets included.
-for _name in ("azure", "msal", "httpx", "httpcore"):
+for _name in ("azure", "msal"):
     logging.getLogger(_name).setLevel(logging.WARNING)
 
 
@@ -111,8 +111,20 @@ class Account:
             raise translated(error, action_of("permissions"), "") from error
         return found
 
+    def fetch(self, url: str) -> httpx.Response:
+        """What is at an address that holds a key: nobody writes that down, as a client of httpx would.
+
+        Raises:
+            httpx.HTTPError: it cannot be had; look at the status of what can.
+        """
+        limits = {"connect": _CONNECT_TIMEOUT, "read": _READ_TIMEOUT, "write": _READ_TIMEOUT, "pool": _CONNECT_TIMEOUT}
+        with httpx.HTTPTransport(verify=_trust(self._config.ca_bundle)) as transport:
+            response = transport.handle_request(httpx.Request("GET", url, extensions={"timeout": limits}))
+            response.read()
+        return response
+
     def web(self) -> httpx.Client:
-        """For what is no part of the SDK: prices, and consoles by their address."""
+        """For the prices, which are no part of the SDK."""
         with self._lock:
             if self._web is None:
                 self._web = httpx.Client(

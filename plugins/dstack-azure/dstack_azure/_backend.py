@@ -16,7 +16,7 @@ from dstack_azure._calls import action_of
 from dstack_azure._catalogue import Catalogue, cache_folder
 from dstack_azure._checks import Checks
 from dstack_azure._config import AzureConfig
-from dstack_azure._errors import EXISTS, SDK_ERRORS, code_of, is_gone, of_web, status_of, translated
+from dstack_azure._errors import EXISTS, SDK_ERRORS, code_of, is_gone, of_status, of_web, status_of, translated
 from dstack_azure._instances import (
     NAME_TAG,
     address_in,
@@ -252,12 +252,16 @@ class AzureBackend:
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def _clear_away(self, ref: InstanceRef) -> None:
-        """What is left without a machine. What another one still holds is for the next time."""
-        parts = self._parts(ref)
-        for kind, operation in _PARTS.items():
-            for part in parts:
-                if part["type"].lower() == kind:
-                    self._delete(operation, group_of(part), part["name"], ref.region)
+        """What is left without a machine. Each part is tried; what another one still holds is for the next time."""
+        problems: list[BackendError] = []
+        order = list(_PARTS)
+        for part in sorted(self._parts(ref), key=lambda one: order.index(one["type"].lower())):
+            try:
+                self._delete(_PARTS[part["type"].lower()], group_of(part), part["name"], ref.region)
+            except BackendError as error:
+                problems.append(error)
+        if problems:
+            raise problems[0]
 
     def _delete(self, operation: str, group: str, name: str, region: str) -> None:
         try:
@@ -278,12 +282,13 @@ class AzureBackend:
         if not url:
             return None
         try:
-            response = self._account.web().get(url)
-            if response.status_code == 404:
-                return None
-            response.raise_for_status()
+            response = self._account.fetch(url)
         except httpx.HTTPError as error:
             raise of_web(error, "the serial console") from None
+        if response.status_code == 404:
+            return None
+        if response.status_code != 200:
+            raise of_status(response, "the serial console")
         return response.content.decode(errors="replace") or None
 
 

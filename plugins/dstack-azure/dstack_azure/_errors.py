@@ -191,19 +191,24 @@ def _without_trace(words: str) -> str:
 def of_web(error: Exception, what: str) -> BackendError:
     """What an exception of httpx means. Addresses are left out: some hold a key."""
     if isinstance(error, httpx.HTTPStatusError):
-        status = error.response.status_code
-        said = f"Azure answered HTTP {status} for {what}: {_said_in(error.response)}"
-        if status == 429:
-            after = error.response.headers.get("Retry-After", "")
-            return RateLimitedError(said, retry_after=float(after) if after.isdecimal() else None)
-        if status in (401, 403):
-            return AuthenticationError(said)
-        if status < 500:
-            return InvalidRequestError(said)
-        return UnknownOutcomeError(said)
+        return of_status(error.response, what)
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
         return RateLimitedError(f"Azure cannot be reached for {what}: {type(error).__name__}")
     return UnknownOutcomeError(f"Azure did not answer for {what}: {type(error).__name__}")
+
+
+def of_status(response: httpx.Response, what: str) -> BackendError:
+    """What an answer of httpx means that is not a good one."""
+    status = response.status_code
+    said = f"Azure answered HTTP {status} for {what}: {_said_in(response)}"
+    if status == 429:
+        after = response.headers.get("Retry-After", "")
+        return RateLimitedError(said, retry_after=float(after) if after.isdecimal() else None)
+    if status in (401, 403):
+        return AuthenticationError(said)
+    if status < 500:
+        return InvalidRequestError(said)
+    return UnknownOutcomeError(said)
 
 
 def _said_in(response: httpx.Response) -> str:

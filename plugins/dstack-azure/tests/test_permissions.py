@@ -15,6 +15,7 @@ import pytest
 from dstack_azure import AzureConfig
 from dstack_azure._backend import AzureBackend
 from dstack_azure._calls import action_of, actions, role, role_text
+from dstack_azure._instances import launch
 
 from dstack_core.plugin import (
     AuthenticationError,
@@ -25,8 +26,9 @@ from dstack_core.plugin import (
     InvalidRequestError,
     RateLimitedError,
     Requirements,
+    UnknownOutcomeError,
 )
-from dstack_core.testing import Event, wait_until
+from dstack_core.testing import Event, Fault, wait_until
 from tests.support.azure import Azure
 from tests.support.ec2.requests import request_for
 
@@ -331,6 +333,51 @@ def test_the_end_of_an_intent_is_known_to_all(azure: Azure) -> None:
     with pytest.raises(InvalidRequestError, match="asked for otherwise"):
         backend.dstack_create_instance(request.model_copy(update={"user_data": "#cloud-config\n{}"}))
     assert not azure.truth().servers
+
+
+@pytest.mark.parametrize("part", ["networkInterfaces", "publicIPAddresses", "disks"])
+def test_what_was_not_made_to_go_with_its_machine_stays(
+    azure: Azure, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """As at Azure, so that a leak shows: and the next call of the end finds it by its tags."""
+    monkeypatch.setattr("dstack_azure._backend.launch", lambda *args: _keeping(part, launch(*args)))
+    backend = backend_of(azure)
+    made = backend.dstack_create_instance(cheapest(backend))
+    backend.dstack_terminate_instance(made.ref)
+    wait_until(lambda: not azure.truth().servers, what="the machine to go")
+    assert [one.partition(" ")[0] for one in azure.truth().leftovers] == [part]
+    known = backend.dstack_get_instance(made.ref)
+    assert known is not None
+    assert known.state is InstanceState.STOPPING
+    wait_until(lambda: gone(backend, made.ref), what="the end of what was left")
+    assert not azure.truth().leftovers
+
+
+def _keeping(part: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The same machine, but one part of it stays."""
+    (card,) = body["properties"]["networkProfile"]["networkInterfaceConfigurations"]
+    address = card["properties"]["ipConfigurations"][0]["properties"]["publicIPAddressConfiguration"]
+    kept = {
+        "networkInterfaces": card["properties"],
+        "publicIPAddresses": address["properties"],
+        "disks": body["properties"]["storageProfile"]["osDisk"],
+    }
+    kept[part]["deleteOption"] = "Detach"
+    return body
+
+
+def test_the_console(azure: Azure, caplog: pytest.LogCaptureFixture) -> None:
+    """What the machine said; the address that Azure gives for it holds a key, and nobody writes that down."""
+    caplog.set_level("DEBUG")
+    backend = backend_of(azure)
+    made = backend.dstack_create_instance(cheapest(backend))
+    assert backend.dstack_get_console(made.ref) == f"{made.ref.id} login: "
+    assert "a-key" not in caplog.text
+    azure.fail(Fault.SERVER_ERROR, 1000, skip=2)
+    with pytest.raises(UnknownOutcomeError) as caught:
+        backend.dstack_get_console(made.ref)
+    assert "a-key" not in str(caught.value)
+    assert "serial console" in str(caught.value)
 
 
 def test_without_the_record_nothing_is_ended(azure: Azure) -> None:
