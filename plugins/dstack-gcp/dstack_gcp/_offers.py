@@ -1,0 +1,107 @@
+"""From what a region sells to offers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+
+from dstack_core.plugin import Availability, Gpu, MachineResources, Offer, Requirements, SpotPolicy
+from dstack_gcp._gpus import gpu
+from dstack_gcp._market import ALL, Machine, Mood, Shelf
+from dstack_gcp._prices import Prices, extra_price, machine_price
+from dstack_gcp._quotas import for_project, quotas_of
+
+DISK_MIB = 100 * 1024
+"""The disk of an instance that nobody asked a size for."""
+LEAST_DISK_MIB = 10 * 1024
+
+
+def offers_of(
+    region: str, shelf: Shelf, prices: Prices, mood: Mood, wanted: Requirements, *, public: bool
+) -> Iterator[Offer]:
+    """The offers of one region, priced all in: cores, memory, GPUs, local disks, boot disk, and public address.
+
+    A disk is made to order, as large as asked for. Machines that certainly do not fit are left out, which is what makes
+    a listing of all regions quick.
+    """
+    disk = disk_for(wanted)
+    for spot in (way for way in (False, True) if _sold_as(wanted.spot_policy, spot=way)):
+        extra = extra_price(prices, region, disk / 1024, public=public, spot=spot)
+        for name, machine in shelf.machines.items():
+            if _may_fit(name, machine, wanted):
+                yield from _of_machine(region, name, machine, prices, mood, disk, extra, spot=spot)
+
+
+def _of_machine(
+    region: str,
+    name: str,
+    machine: Machine,
+    prices: Prices,
+    mood: Mood,
+    disk: int,
+    extra: float,
+    *,
+    spot: bool,
+) -> Iterator[Offer]:
+    """One offer for each zone that has the machine; none if a part of it has no price, or nobody knows its GPUs."""
+    gib = machine.memory_mib / 1024
+    price = machine_price(
+        prices, region, machine.family, machine.paid_cpus, gib, machine.gpus, machine.scratch_gib, spot=spot
+    )
+    gpus = _gpus(machine)
+    if price is None or gpus is None:
+        return
+    resources = _resources(machine.cpus, machine.memory_mib, disk, gpus, machine.arch)
+    reason = _short_of(region, machine, mood, spot=spot)
+    availability = Availability.NO_QUOTA if reason else Availability.UNKNOWN
+    for zone in machine.zones:
+        yield Offer("gcp", name, region, resources, round(price + extra, 6), zone, spot, availability, reason)
+
+
+def _short_of(region: str, machine: Machine, mood: Mood, *, spot: bool) -> str | None:
+    """The quota that is too small for the machine, in words."""
+    limits, project = mood.limits.get(region, {}), mood.limits.get(ALL, {})
+    for metric, amount in quotas_of(machine.family, machine.cpus, machine.gpus, limits, spot=spot):
+        if metric in limits and limits[metric] < amount:
+            return f"needs {amount:g}, and the project may have {limits[metric]:g} (quota {metric} in {region})"
+    for metric, amount in for_project(machine.cpus, machine.gpus):
+        if metric in project and project[metric] < amount:
+            return f"needs {amount:g}, and the project may have {project[metric]:g} (quota {metric})"
+    return None
+
+
+def disk_for(wanted: Requirements) -> int:
+    """The size of the disk, in MiB."""
+    least = int(wanted.disk_mib.min or 0) or DISK_MIB
+    most = wanted.disk_mib.max
+    size = max(least, LEAST_DISK_MIB)
+    # In whole GiB, as disks are sold.
+    size = -(-size // 1024) * 1024
+    return min(size, int(most) // 1024 * 1024) if most is not None and most >= LEAST_DISK_MIB else size
+
+
+def _sold_as(policy: SpotPolicy, *, spot: bool) -> bool:
+    return policy is SpotPolicy.AUTO or spot == (policy is SpotPolicy.SPOT)
+
+
+def _may_fit(name: str, machine: Machine, wanted: Requirements) -> bool:
+    """False only for what cannot fit; the core looks again, and closer."""
+    if wanted.instance_types and name not in wanted.instance_types:
+        return False
+    if wanted.arch is not None and machine.arch != wanted.arch:
+        return False
+    if machine.cpus not in wanted.cpus or machine.memory_mib not in wanted.memory_mib:
+        return False
+    return wanted.gpu is None or bool(machine.gpus) or not wanted.gpu.count.min
+
+
+def _gpus(machine: Machine) -> tuple[Gpu, ...] | None:
+    found = [(gpu(name), count) for name, count in machine.gpus]
+    known = tuple(one for one, count in found if one is not None for _ in range(count))
+    return known if all(one is not None for one, _ in found) else None
+
+
+@lru_cache(maxsize=20_000)
+def _resources(cpus: int, memory_mib: int, disk_mib: int, gpus: tuple[Gpu, ...], arch: str) -> MachineResources:
+    """One object for all offers of a type."""
+    return MachineResources(float(cpus), memory_mib, disk_mib, gpus, arch)
