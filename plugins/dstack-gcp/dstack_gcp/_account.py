@@ -132,15 +132,14 @@ class Account:
 def _credentials(config: GcpConfig) -> Any:
     creds = config.creds
     if not isinstance(creds, ServiceAccount):
-        return google.auth.default(scopes=_SCOPES)[0]
+        return _signing(google.auth.default(scopes=_SCOPES)[0])
     try:
         if creds.data is not None:
             info = json.loads(creds.data.get_secret_value())
             found = service_account.Credentials.from_service_account_info(info, scopes=_SCOPES)  # type: ignore[no-untyped-call]  # it has no types
         else:
             found = service_account.Credentials.from_service_account_file(creds.filename, scopes=_SCOPES)  # type: ignore[no-untyped-call]  # it has no types
-        # It signs its own tokens, and nobody has to be asked for one.
-        return found.with_always_use_jwt_access(True)
+        return _signing(found)
     except (ValueError, OSError, TypeError, AttributeError) as error:
         where = creds.filename or "`data`"
         # What was wrong with it may quote it.
@@ -148,3 +147,10 @@ def _credentials(config: GcpConfig) -> Any:
             f"The key of the service account in {where} cannot be read ({type(error).__name__}). Make one with "
             "`gcloud iam service-accounts keys create`, and give the file's path or all of its text."
         ) from None
+
+
+def _signing(creds: Any) -> Any:
+    """A service account that signs its own tokens, so that nobody has to be asked for one."""
+    if isinstance(creds, service_account.Credentials):
+        return creds.with_always_use_jwt_access(True)  # type: ignore[no-untyped-call]  # it has no types
+    return creds

@@ -51,6 +51,7 @@ class Gcp:
         disabled: APIs that are not enabled in the project, as `compute.googleapis.com`.
         networks: networks of the project, and of others.
         answers: what is answered instead, by the id of the method; for a test to set.
+        breaks: code and message with which the operations of the next creations fail, and after how many seconds.
     """
 
     def __init__(self, regions: Sequence[str] = ("us-central1", "europe-west4"), *, fleet: Fleet | None = None) -> None:
@@ -62,6 +63,7 @@ class Gcp:
         self.disabled: set[str] = set()
         self.networks: list[str] = ["default"]
         self.answers: dict[str, Answer] = {}
+        self.breaks: tuple[str, str, float] | None = None
         self.url = ""
         self._regions = tuple(regions)
         self._lock = threading.RLock()
@@ -167,6 +169,12 @@ class Gcp:
         with self._lock:
             return next(vm for vm in self._vms if vm.name == id)
 
+    def forget_requests(self) -> None:
+        """Time passes: neither `requestId`s nor operations are known any more."""
+        with self._lock:
+            self._tries.clear()
+            self._ops.clear()
+
     # -- answering ---------------------------------------------------------------------------------------------------
 
     def _answer(self, verb: str, path: str, query: dict[str, str], body: Any, who: str) -> Answer | None:
@@ -210,7 +218,7 @@ class Gcp:
             return None
         if struck.fault in FAILED and making:
             with self._lock:
-                return Answer(200, self._failed(struck.fault, given))
+                return Answer(200, self._failed(FAILED[struck.fault], given))
         return error(*WORDS[struck.fault])
 
     def _done(self, method: Method, path: dict[str, str], query: dict[str, str], body: Any) -> Answer:
@@ -240,6 +248,8 @@ class Gcp:
                     # A machine that shuts down is off, and no more: its disk is billed on.
                     vm.off = True
                     self._note("compute.instances.guestTerminate", vm)
+            if vm.doomed is not None and vm.asked_to_end is None and now >= vm.doomed:
+                self._doom(vm)
             limit = vm.body.get("scheduling", {}).get("terminationTime")
             if limit and vm.asked_to_end is None and datetime.fromisoformat(limit) <= datetime.now(UTC):
                 self._note("compute.instances.scheduledTermination", vm)
@@ -248,6 +258,14 @@ class Gcp:
                 vm.gone = True
                 self.plane.give_back(vm.key)
                 del self._live[vm.key]
+
+    def _doom(self, vm: Vm) -> None:
+        """Its creation fails, after all."""
+        vm.asked_to_end = self.plane.now() - _SHUTDOWN
+        self._switch_off(vm)
+        for op in self._ops:
+            if op.vm is vm and op.kind == "insert" and self.breaks is not None:
+                op.error = self.breaks[:2]
 
     def _runs(self, vm: Vm) -> bool:
         return self._machines is not None and self._machines.lives(vm.name)
@@ -290,8 +308,13 @@ class Gcp:
         try:
             self._take(order)
         except Struck as struck:
-            return self._failed(struck.fault, {**given, "instance": body["name"]})
+            return self._failed(FAILED[struck.fault], {**given, "instance": body["name"]})
+        if self.breaks is not None and not self.breaks[2]:
+            self.plane.give_back(f"{zone}/{body['name']}")
+            return self._failed(self.breaks[:2], {**given, "instance": body["name"]})
         op = self._note("insert", self._make(body["name"], zone, body))
+        if self.breaks is not None and op.vm is not None:
+            op.vm.doomed = self.plane.now() + self.breaks[2]
         self._tries[zone, given.get("requestId", op.name)] = op
         return {**self._shown(op), "status": "RUNNING", "progress": 0}
 
@@ -308,7 +331,7 @@ class Gcp:
         }
         self.plane.take(f"{order.zone}/{order.body['name']}", type=order.machine, zone=order.zone, uses=uses)
 
-    def _failed(self, fault: Fault, given: Mapping[str, str]) -> dict[str, Any]:
+    def _failed(self, words: tuple[str, str], given: Mapping[str, str]) -> dict[str, Any]:
         """An operation that was accepted, and is going to fail."""
         key = (given["zone"], given.get("requestId", ""))
         if key not in self._tries:
@@ -319,7 +342,7 @@ class Gcp:
                 given["instance"],
                 datetime.now(UTC),
                 self.plane.now(),
-                error=FAILED[fault],
+                error=words,
             )
             self._ops.append(op)
             self._tries[key] = op

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ class Vm:
         off: why it is switched off, if it is.
         asked_to_end: when, by the plane's clock.
         gone: it exists no more.
+        doomed: until when its creation is under way, to fail then.
     """
 
     id: int
@@ -33,7 +34,7 @@ class Vm:
     asked_to_end: float | None = None
     gone: bool = False
     address: str | None = None
-    boot: float = field(default=0.0)
+    doomed: float | None = None
 
     @property
     def key(self) -> str:
@@ -56,6 +57,8 @@ class Vm:
             return "STOPPING"
         if self.off:
             return "TERMINATED"
+        if self.doomed is not None:
+            return "PROVISIONING"
         return "RUNNING" if now - self.born >= boot else "STAGING"
 
     def shown(self, project: str, status: str) -> dict[str, Any]:
@@ -114,6 +117,8 @@ class Op:
         """Whether it has ended."""
         if self.error is not None or self.vm is None:
             return True
+        if self.kind == "insert" and self.vm.doomed is not None:
+            return False
         if self.kind == "insert":
             return self.vm.gone or self.vm.off or now - self.born >= boot
         return self.vm.gone if self.kind == "delete" else True
