@@ -140,9 +140,9 @@ def _classed(reason: str, said: str, action: str) -> BackendError | None:
         return QuotaExceededError(f"{said}. {cure}", scope="account" if _GLOBAL.search(said) else "region")
     if reason in THROTTLES:
         return RateLimitedError(said)
-    cure = _cure_of(reason, said, action)
-    if cure is not None:
-        return AuthenticationError(f"{said}. {cure}")
+    refused = _cure_of(reason, said, action)
+    if refused is not None:
+        return AuthenticationError(f"{said}. {refused}")
     return UnknownOutcomeError(said) if reason in _BROKEN else None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from uuid import uuid4
 
 import pytest
@@ -124,25 +124,34 @@ def test_what_google_answers(  # one argument for each column of the table
 
 
 @pytest.mark.parametrize(
-    ("problem", "kind"),
+    ("problem", "words", "kind"),
     [
-        (auth.DefaultCredentialsError("none"), AuthenticationError),
-        (auth.RefreshError("invalid_grant"), AuthenticationError),
-        (auth.MalformedError("no key"), AuthenticationError),
-        (auth.TransportError("no way"), RateLimitedError),
-        (requests.exceptions.ConnectTimeout("slow"), RateLimitedError),
-        (requests.exceptions.ProxyError("closed"), RateLimitedError),
-        (requests.exceptions.ConnectionError("NewConnectionError(...)"), RateLimitedError),
-        (requests.exceptions.ConnectionError("Connection aborted."), UnknownOutcomeError),
-        (requests.exceptions.ReadTimeout("late"), UnknownOutcomeError),
-        (requests.exceptions.ChunkedEncodingError("half"), UnknownOutcomeError),
-        (sdk.RetryError("tried", None), UnknownOutcomeError),
-        (ValueError("no JSON"), UnknownOutcomeError),
+        (auth.DefaultCredentialsError, ("none",), AuthenticationError),
+        (auth.RefreshError, ("invalid_grant",), AuthenticationError),
+        (auth.MalformedError, ("no key",), AuthenticationError),
+        (auth.TransportError, ("no way",), RateLimitedError),
+        (requests.exceptions.ConnectTimeout, ("slow",), RateLimitedError),
+        (requests.exceptions.ProxyError, ("closed",), RateLimitedError),
+        (requests.exceptions.ConnectionError, ("NewConnectionError(...)",), RateLimitedError),
+        (requests.exceptions.ConnectionError, ("Connection aborted.",), UnknownOutcomeError),
+        (requests.exceptions.ReadTimeout, ("late",), UnknownOutcomeError),
+        (requests.exceptions.ChunkedEncodingError, ("half",), UnknownOutcomeError),
+        (
+            sdk.RetryError,
+            (
+                "tried",
+                None,
+            ),
+            UnknownOutcomeError,
+        ),
+        (ValueError, ("no JSON",), UnknownOutcomeError),
     ],
 )
-def test_what_happens_on_the_way(problem: Exception, kind: type[BackendError]) -> None:
+def test_what_happens_on_the_way(
+    problem: Callable[..., Exception], words: tuple[object, ...], kind: type[BackendError]
+) -> None:
     """Whatever the SDK and what it stands on raise: nothing happened, or nobody knows."""
-    assert type(translated(problem, ACTION, ZONE)) is kind
+    assert type(translated(problem(*words), ACTION, ZONE)) is kind
 
 
 def test_nobody_is_there() -> None:

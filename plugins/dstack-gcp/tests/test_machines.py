@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -27,9 +28,16 @@ def cloud(fleet: Fleet) -> Iterator[Gcp]:
 
 
 @pytest.fixture
-def client(home: Home, cloud: Gcp, monkeypatch: pytest.MonkeyPatch) -> Client:
-    """A client whose server has this cloud."""
+def gcp_home(home: Home, cloud: Gcp, monkeypatch: pytest.MonkeyPatch) -> Home:
+    """A home whose server has this cloud."""
     configure(home, cloud, monkeypatch, "gcp")
+    return home
+
+
+@pytest.fixture
+def client(gcp_home: Home) -> Client:
+    """A client of that server."""
+    assert gcp_home.server_pid() is None
     return Client.from_config()
 
 
@@ -83,13 +91,13 @@ def test_zones_without_capacity_are_passed_over(client: Client, cloud: Gcp) -> N
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_server_that_is_killed_while_it_creates(client: Client, cloud: Gcp, home: Home, when: str) -> None:
+def test_a_server_that_is_killed_while_it_creates(gcp_home: Home, cloud: Gcp, when: str) -> None:
     """Right before and right after the cloud is asked: the next server finishes the run, on one machine."""
-    server = fail_at(home, "create", when)
-    run = submit(client, "echo here")
-    assert server.wait(LONG) == -9
-    assert ended(client.runs.get(run.name) or run, LONG).status is RunStatus.DONE, account(run)
+    server = fail_at(gcp_home, "create", when)
+    run = submit(Client.from_config(), "echo here")
+    assert server.wait(LONG) == -signal.SIGKILL
     assert b"".join(run.logs()) == b"here\n", account(run)
+    assert ended(run, LONG).status is RunStatus.DONE, account(run)
     assert len(cloud.truth().servers) == 1
     nothing_billed(cloud)
 
