@@ -43,6 +43,10 @@ _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.2)
 """Seconds between the looks at a creation: a shortage usually shows at once, and whoever waits longer would block."""
 
 
+_HARMLESS = ("", "NO_RESULTS_ON_PAGE")
+"""What a listing may say of a zone without being partial."""
+
+
 def _only_looks(hook: Callable[P, T]) -> Callable[P, T]:
     """For hooks that conclude nothing from a refusal: whatever Google refuses, they are asked again later."""
 
@@ -260,7 +264,9 @@ class GcpBackend:
         for page in self._account.pages("instances", "aggregated_list", filter=wanted, max_results=500):
             if page.unreachables:
                 raise UnknownOutcomeError(f"Google could not list all: {', '.join(page.unreachables)} did not answer")
-            for scoped in page.items.values():
+            for scope, scoped in page.items.items():
+                if scoped.warning.code not in _HARMLESS:
+                    raise UnknownOutcomeError(f"Google could not list {scope}: {scoped.warning.message}")
                 yield from (one for described in scoped.instances if (one := instance(described)) is not None)
 
 

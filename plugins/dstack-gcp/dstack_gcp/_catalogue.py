@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -30,7 +30,7 @@ from dstack_gcp._market import (
     shelf_from,
     to_json,
 )
-from dstack_gcp._offers import offers_of
+from dstack_gcp._offers import Table, offers_of, table_of
 from dstack_gcp._prices import Prices
 
 FORMAT = 1
@@ -85,6 +85,7 @@ class Catalogue:
         self._lock = threading.Lock()
         self._known: dict[tuple[str, str], _Dated[Any]] = {}
         self._reading: dict[tuple[str, str], Future[_Dated[Any]]] = {}
+        self._tables: dict[str, tuple[Shelf, Prices, tuple[Table, Table]]] = {}
         self._prices = _Kind[Prices]("prices", SHELF_AGE, lambda _: read_prices(account), prices_from)
         self._mood = _Kind[Mood]("mood", MOOD_AGE, lambda _: read_mood(account), mood_from)
         self._shelf = _Kind[Shelf]("shelf", SHELF_AGE, self._read_shelf, shelf_from)
@@ -102,9 +103,7 @@ class Catalogue:
         return [
             offer
             for region in wanted
-            for offer in offers_of(
-                region, shelves[self._shelf.name, region], prices, mood, requirements, public=self._config.public_ips
-            )
+            for offer in self._of_region(region, shelves[self._shelf.name, region], prices, mood, requirements)
         ]
 
     def regions(self) -> Mood:
@@ -116,6 +115,16 @@ class Catalogue:
         """Of the configured regions, those that are there and asked for."""
         configured = [region for region in self._config.regions or sorted(mood.zones) if region in mood.zones]
         return [region for region in configured if not requirements.regions or region in requirements.regions]
+
+    def _of_region(
+        self, region: str, shelf: Shelf, prices: Prices, mood: Mood, requirements: Requirements
+    ) -> Iterator[Offer]:
+        """Offers, whose prices are added up once for each price list."""
+        known = self._tables.get(region)
+        if known is None or known[0] is not shelf or known[1] is not prices:
+            tables = (table_of(region, shelf, prices, spot=False), table_of(region, shelf, prices, spot=True))
+            known = self._tables[region] = (shelf, prices, tables)
+        return offers_of(region, shelf, known[2], prices, mood, requirements, self._config.public_ips)
 
     def _read_shelf(self, region: str) -> Shelf:
         return read_shelf(self._account, self.regions().zones.get(region, ()))

@@ -13,6 +13,7 @@ from typing import Any
 import requests
 from google.api_core import exceptions as sdk
 from google.auth import exceptions as auth
+from google.protobuf import json_format
 
 from dstack_core.plugin import (
     AuthenticationError,
@@ -24,7 +25,7 @@ from dstack_core.plugin import (
     UnknownOutcomeError,
 )
 
-SDK_ERRORS = (sdk.GoogleAPIError, auth.GoogleAuthError, requests.RequestException, ValueError, TypeError)
+SDK_ERRORS = (sdk.GoogleAPIError, auth.GoogleAuthError, requests.RequestException, json_format.Error)
 """All that a call of the SDK raises: Google's errors, those on the way, and answers that nobody can read."""
 
 # These come as the error of an operation, after the call was accepted; some as HTTP 503 or 400, too.

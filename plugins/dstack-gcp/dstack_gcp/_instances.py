@@ -7,7 +7,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from dstack_core.plugin import Endpoint, Instance, InstanceRef, InstanceRequest, InstanceState, StateReason
+from dstack_core.plugin import (
+    Endpoint,
+    Instance,
+    InstanceRef,
+    InstanceRequest,
+    InstanceState,
+    StateReason,
+    UnknownOutcomeError,
+)
 from dstack_gcp._config import GcpConfig
 from dstack_gcp._images import Image
 from dstack_gcp._labels import labels_of, tags_of
@@ -130,7 +138,9 @@ def instance(described: Any, reason: StateReason | None = None) -> Instance | No
         intent, owner = UUID(tags["intent"]), UUID(tags["owner"])
     except (KeyError, ValueError):
         return None
-    state = _STATES[described.status]
+    state = _STATES.get(described.status)
+    if state is None:
+        raise UnknownOutcomeError(f"{described.name} is {described.status!r}, which is new: update dstack-gcp")
     address = _address(described)
     over = state is InstanceState.STOPPING
     return Instance(

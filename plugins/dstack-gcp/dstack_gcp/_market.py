@@ -5,6 +5,7 @@ Three parts of different age: machines of a region, the price list of all, and t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ _SHARED_CORES = {"e2-micro": 0.25, "e2-small": 0.5, "e2-medium": 1.0}
 """Machines that pay for a part of their cores ("VM instance pricing", shared-core)."""
 _ARMS = frozenset({"t2a", "c4a", "n4a"})
 _SCRATCH_GIB = 375
+_SOLD_OTHERWISE = re.compile(r"-metal$|^n1-(mega|ultra)mem-|^a3-(?!highgpu-)")
+"""Machines that have other prices than their family, or another kind of disk."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,7 @@ def _cards(account: Account, zone: str) -> dict[str, int]:
 def _machines(entry: Any, zone: str, cards: dict[str, int]) -> Iterator[tuple[str, Machine]]:
     """A machine type, as it is and with the GPUs that may be attached."""
     family = entry.name.partition("-")[0]
-    if family not in FAMILIES or entry.deprecated.state not in ("", "ACTIVE"):
+    if family not in FAMILIES or _SOLD_OTHERWISE.search(entry.name) or entry.deprecated.state not in ("", "ACTIVE"):
         return
     shared = _SHARED_CORES.get(entry.name)
     if entry.is_shared_cpu and shared is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import lru_cache
 
-from dstack_core.plugin import Availability, Gpu, MachineResources, Offer, Requirements, SpotPolicy
+from dstack_core.plugin import Availability, MachineResources, Offer, Requirements, SpotPolicy
 from dstack_gcp._gpus import gpu
 from dstack_gcp._market import ALL, Machine, Mood, Shelf
 from dstack_gcp._prices import Prices, extra_price, machine_price
@@ -16,46 +16,64 @@ DISK_MIB = 100 * 1024
 LEAST_DISK_MIB = 10 * 1024
 
 
+Table = dict[str, float]
+"""USD per hour of each machine, without disk and address."""
+
+
+def table_of(region: str, shelf: Shelf, prices: Prices, *, spot: bool) -> Table:
+    """Prices of machines; those are left out of which a part has no price, or whose GPUs nobody knows."""
+    found = {}
+    for name, machine in shelf.machines.items():
+        gib = machine.memory_mib / 1024
+        price = machine_price(
+            prices, region, machine.family, machine.paid_cpus, gib, machine.gpus, machine.scratch_gib, spot=spot
+        )
+        if price is not None and all(gpu(accelerator) for accelerator, _ in machine.gpus):
+            found[name] = price
+    return found
+
+
 def offers_of(
-    region: str, shelf: Shelf, prices: Prices, mood: Mood, wanted: Requirements, *, public: bool
+    region: str,
+    shelf: Shelf,
+    tables: tuple[Table, Table],
+    prices: Prices,
+    mood: Mood,
+    wanted: Requirements,
+    public: bool,
 ) -> Iterator[Offer]:
     """The offers of one region, priced all in: cores, memory, GPUs, local disks, boot disk, and public address.
 
     A disk is made to order, as large as asked for. Machines that certainly do not fit are left out, which is what makes
     a listing of all regions quick.
+
+    Args:
+        region: its name.
+        shelf: its machines.
+        tables: their prices, on demand and spot.
+        prices: of disks and addresses.
+        mood: quotas.
+        wanted: what is asked for.
+        public: whether instances have a public address.
     """
     disk = disk_for(wanted)
     for spot in (way for way in (False, True) if _sold_as(wanted.spot_policy, spot=way)):
         extra = extra_price(prices, region, disk / 1024, public=public, spot=spot)
-        for name, machine in shelf.machines.items():
+        for name, price in tables[spot].items():
+            machine = shelf.machines[name]
             if _may_fit(name, machine, wanted):
-                yield from _of_machine(region, name, machine, prices, mood, disk, extra, spot=spot)
+                yield from _of_machine(region, name, machine, mood, disk, round(price + extra, 6), spot=spot)
 
 
 def _of_machine(
-    region: str,
-    name: str,
-    machine: Machine,
-    prices: Prices,
-    mood: Mood,
-    disk: int,
-    extra: float,
-    *,
-    spot: bool,
+    region: str, name: str, machine: Machine, mood: Mood, disk: int, price: float, *, spot: bool
 ) -> Iterator[Offer]:
-    """One offer for each zone that has the machine; none if a part of it has no price, or nobody knows its GPUs."""
-    gib = machine.memory_mib / 1024
-    price = machine_price(
-        prices, region, machine.family, machine.paid_cpus, gib, machine.gpus, machine.scratch_gib, spot=spot
-    )
-    gpus = _gpus(machine)
-    if price is None or gpus is None:
-        return
-    resources = _resources(machine.cpus, machine.memory_mib, disk, gpus, machine.arch)
+    """One offer for each zone that has the machine."""
+    resources = _resources(machine.cpus, machine.memory_mib, disk, machine.gpus, machine.arch)
     reason = _short_of(region, machine, mood, spot=spot)
     availability = Availability.NO_QUOTA if reason else Availability.UNKNOWN
     for zone in machine.zones:
-        yield Offer("gcp", name, region, resources, round(price + extra, 6), zone, spot, availability, reason)
+        yield Offer("gcp", name, region, resources, price, zone, spot, availability, reason)
 
 
 def _short_of(region: str, machine: Machine, mood: Mood, *, spot: bool) -> str | None:
@@ -95,13 +113,10 @@ def _may_fit(name: str, machine: Machine, wanted: Requirements) -> bool:
     return wanted.gpu is None or bool(machine.gpus) or not wanted.gpu.count.min
 
 
-def _gpus(machine: Machine) -> tuple[Gpu, ...] | None:
-    found = [(gpu(name), count) for name, count in machine.gpus]
-    known = tuple(one for one, count in found if one is not None for _ in range(count))
-    return known if all(one is not None for one, _ in found) else None
-
-
 @lru_cache(maxsize=20_000)
-def _resources(cpus: int, memory_mib: int, disk_mib: int, gpus: tuple[Gpu, ...], arch: str) -> MachineResources:
+def _resources(
+    cpus: int, memory_mib: int, disk_mib: int, gpus: tuple[tuple[str, int], ...], arch: str
+) -> MachineResources:
     """One object for all offers of a type."""
-    return MachineResources(float(cpus), memory_mib, disk_mib, gpus, arch)
+    known = tuple(one for name, count in gpus if (one := gpu(name)) is not None for _ in range(count))
+    return MachineResources(float(cpus), memory_mib, disk_mib, known, arch)

@@ -40,9 +40,6 @@ _GPUS = {
     "nvidia-a100-80gb": "Nvidia Tesla A100 80GB GPU",
     "nvidia-l4": "Nvidia L4 GPU",
     "nvidia-h100-80gb": "Nvidia H100 80GB GPU",
-    "nvidia-h100-mega-80gb": "Nvidia H100 80GB Plus GPU",
-    "nvidia-h200-141gb": "Nvidia H200 141GB GPU",
-    "nvidia-b200": "Nvidia B200 GPU",
 }
 _SPOT = r"(?:Spot )?Preemptible "
 _DISK, _ADDRESS, _SCRATCH = "disk", "address", "scratch"
@@ -64,6 +61,8 @@ def _patterns() -> Iterator[tuple[str, re.Pattern[str]]]:
 
 
 _PATTERNS = tuple(_patterns())
+_WORTH_A_LOOK = re.compile(r" (?:Core|Ram|GPU|VMs) running in |^Balanced PD|^SSD backed Local|^External IP")
+"""Of tens of thousands of prices most can be told at a glance to be others'."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def prices_of(skus: Iterable[Any]) -> Prices:
     for sku in skus:
         if sku.category.usage_type not in ("OnDemand", "Preemptible"):
             continue
-        part = next((name for name, pattern in _PATTERNS if pattern.match(sku.description)), None)
+        part = _part_of(sku.description)
         price = _price(sku) if part else None
         if part is None or price is None or part.endswith(".spot") != (sku.category.usage_type == "Preemptible"):
             continue
@@ -104,6 +103,13 @@ def prices_of(skus: Iterable[Any]) -> Prices:
             # Of two prices of one thing the dearer one: nobody pays more than was said.
             known[part] = max(price, known.get(part, 0.0))
     return Prices(found)
+
+
+def _part_of(description: str) -> str | None:
+    """What a price is for; `None` for all that no machine of ours has."""
+    if not _WORTH_A_LOOK.search(description):
+        return None
+    return next((name for name, pattern in _PATTERNS if pattern.match(description)), None)
 
 
 def _price(sku: Any) -> float | None:

@@ -12,6 +12,7 @@ from dstack_gcp._backend import GcpBackend
 from dstack_gcp._errors import DISABLED, KEYS, QUOTAS, REFUSED, SHORTAGES, THROTTLES, of_operation, translated
 from google.api_core import exceptions as sdk
 from google.auth import exceptions as auth
+from google.protobuf import json_format
 
 from dstack_core.plugin import (
     AuthenticationError,
@@ -29,7 +30,7 @@ from dstack_core.plugin import (
 )
 from dstack_core.testing import wait_until
 from tests.support.gcp import Gcp
-from tests.support.gcp._wire import error
+from tests.support.gcp._wire import Answer, error
 from tests.support.gcp.requests import request_for
 
 ACTION, ZONE = "compute.instances.create", "us-central1-a"
@@ -144,7 +145,7 @@ def test_what_google_answers(  # one argument for each column of the table
             ),
             UnknownOutcomeError,
         ),
-        (ValueError, ("no JSON",), UnknownOutcomeError),
+        (json_format.ParseError, ("no JSON",), UnknownOutcomeError),
     ],
 )
 def test_what_happens_on_the_way(
@@ -161,6 +162,30 @@ def test_nobody_is_there() -> None:
         config = GcpConfig.model_validate({"type": "gcp", **gone.config()})
     with pytest.raises(RateLimitedError, match="cannot be reached"):
         GcpBackend(config).dstack_list_all_instances()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"items": {}, "unreachables": ["zones/us-west1-b"]},
+        {"items": {"zones/us-west1-b": {"warning": {"code": "UNREACHABLE", "message": "us-west1-b is down"}}}},
+        {"items": {"zones/us-west1-b": {"instances": 7}}},
+    ],
+)
+def test_a_partial_listing_is_none(gcp: Gcp, backend: GcpBackend, answer: dict[str, object]) -> None:
+    """Zones that did not answer, by the list or by themselves, and an answer that nobody can read."""
+    gcp.answers["compute.instances.aggregatedList"] = Answer(200, answer)
+    with pytest.raises(UnknownOutcomeError, match=r"us-west1-b|did not answer"):
+        backend.dstack_list_all_instances()
+
+
+def test_a_state_that_is_new_is_not_guessed(gcp: Gcp, backend: GcpBackend) -> None:
+    """Nobody knows whether it lives."""
+    made = create(backend)
+    shown = gcp.server(made.ref.id).shown("a-project-1", "DREAMING")
+    gcp.answers["compute.instances.get"] = Answer(200, shown)
+    with pytest.raises(UnknownOutcomeError, match="DREAMING"):
+        backend.dstack_get_instance(made.ref)
 
 
 def test_a_key_that_nobody_can_read_is_not_shown(gcp: Gcp) -> None:

@@ -140,6 +140,7 @@ def test_an_error_is_the_error_of_all_who_wait(gcp: Gcp) -> None:
     gcp.fail(Fault.SERVER_ERROR, 1000)
     with pytest.raises(BackendError):
         catalogue.offers(Requirements())
+    catalogue.wait()
     gcp.heal()
     assert catalogue.offers(Requirements())
 
