@@ -196,7 +196,7 @@ def pins(session: nox.Session) -> None:
 def compile_pins(session: nox.Session, target: str, *options: str) -> None:
     """Resolves the workspace's dependencies, its own distributions left out, into one file."""
     sources = [str(path.relative_to(ROOT) / "pyproject.toml") for path in DISTRIBUTIONS]
-    own = ["dstack-aws", "dstack-core", "dstack-local", "dstack-price-cap"]
+    own = [path.name if path != ROOT else "dstack-core" for path in DISTRIBUTIONS]
     session.run(
         *("uv", "pip", "compile", "--quiet", "--universal", "--python-version", PYTHONS[0], "--generate-hashes"),
         *("--no-emit-index-url", "--no-emit-find-links", "--no-annotate", "--custom-compile-command", "nox -s pins"),
