@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import httpx
 from azure.core.credentials import TokenCredential
-from azure.core.exceptions import AzureError
 from azure.core.pipeline import policies
 from azure.core.pipeline.transport import RequestsTransport
 from azure.core.rest import HttpRequest
@@ -21,7 +20,7 @@ from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 
 from dstack_azure._calls import action_of
 from dstack_azure._config import AzureConfig, ClientSecret
-from dstack_azure._errors import SDK_ERRORS, translated
+from dstack_azure._errors import SDK_ERRORS, of_web, translated
 
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 25
 """Seconds. Together shorter than `hook_timeout`, so that it is us who say what is known."""
@@ -235,23 +234,17 @@ def pages(account: Account, url: str, params: dict[str, str]) -> Iterator[dict[s
     following: str | None = url
     wanted: dict[str, str] | None = params
     while following:
-        page = _page(account, following, wanted)
-        yield from page["Items"]
-        following, wanted = page.get("NextPageLink"), None
+        entries, following = _page(account, following, wanted)
+        yield from entries
+        # The address of the next one has them in it.
+        wanted = None
 
 
-def _page(account: Account, url: str, params: dict[str, str] | None) -> dict[str, Any]:
-    from dstack_azure._errors import of_web
-
+def _page(account: Account, url: str, params: dict[str, str] | None) -> tuple[list[dict[str, Any]], str | None]:
     try:
         response = account.web().get(url, params=params)
         response.raise_for_status()
-        page: dict[str, Any] = response.json()
-        page.setdefault("NextPageLink", None)
-        _ = page["Items"]
-    except (httpx.HTTPError, ValueError, LookupError) as error:
+        page = response.json()
+        return list(page["Items"]), page.get("NextPageLink")
+    except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
         raise of_web(error, "the list of prices") from error
-    return page
-
-
-__all__ = ["Account", "AzureError", "pages"]
