@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Self
 
 from benchmarks.ours import Home, new_home
 from dstack_core.testing import Fleet, NimbusServer, wait_until
@@ -26,7 +27,7 @@ class Doors:
         self._threads: dict[str, threading.Thread] = {}
         self._watch = threading.Thread(target=self._look, daemon=True)
 
-    def __enter__(self) -> Doors:
+    def __enter__(self) -> Self:
         self._watch.start()
         return self
 

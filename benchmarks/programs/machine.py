@@ -1,4 +1,4 @@
-"""Tasks on machines that boot, so many at once; says when the first byte of each arrived, and on which machine it ran."""
+"""Tasks on machines that boot, so many at once; says when the first byte of each arrived, and on which machine."""
 
 import json
 import sys
