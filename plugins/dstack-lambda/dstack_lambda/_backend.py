@@ -24,7 +24,7 @@ from dstack_core.plugin import (
 from dstack_lambda._api import Api
 from dstack_lambda._checks import problems
 from dstack_lambda._config import LambdaConfig
-from dstack_lambda._instances import accepted, instance, is_of, order
+from dstack_lambda._instances import accepted, instance, is_gone, is_of, order
 from dstack_lambda._keys import Keys
 from dstack_lambda._offers import offers_of
 from dstack_lambda._sharing import Gathered, Outcome, Shared
@@ -111,7 +111,15 @@ class LambdaBackend:
         described = next((one for one in self._listing.lately() if one.get("id") == ref.id), None)
         if described is None:
             described = self._api.instance(ref.id)
-        return None if described is None else instance(described)
+        if described is None:
+            return None
+        found = instance(described)
+        if found is None and not is_gone(described):
+            # It is there and costs money, whatever became of its tags: nobody may take it for gone.
+            raise UnknownOutcomeError(
+                f"The instance {ref.id} has lost its tags 'owner' and 'intent'. End it at https://cloud.lambda.ai."
+            )
+        return found
 
     @hookimpl
     @_only_looks

@@ -72,6 +72,11 @@ def is_of(described: dict[str, Any], request: InstanceRequest) -> bool:
     return tags_of(described).get(_REQUEST) == request_digest(request)
 
 
+def is_gone(described: dict[str, Any]) -> bool:
+    """Whether it is no longer billed."""
+    return _STATES.get(str(described.get("status"))) is InstanceState.TERMINATED
+
+
 def instance(described: dict[str, Any]) -> Instance | None:
     """An instance, from Lambda's description; `None` for one that is not ours."""
     tags = tags_of(described)

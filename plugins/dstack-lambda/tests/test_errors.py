@@ -31,7 +31,7 @@ from dstack_core.plugin import (
     StateReason,
     UnknownOutcomeError,
 )
-from dstack_core.testing import Fault
+from dstack_core.testing import Fault, wait_until
 from tests.support.ec2.requests import request_for
 from tests.support.lambda_cloud import Document, LambdaCloud
 
@@ -155,13 +155,21 @@ def test_fields_that_are_new_do_no_harm(backend_of: Make, lambda_cloud: LambdaCl
 
 
 def test_an_instance_whose_tags_were_changed_is_not_ours(backend_of: Make, lambda_cloud: LambdaCloud) -> None:
-    """Somebody removed or edited them by hand."""
+    """Somebody removed or edited them by hand. It is not taken for gone either, until it is; and it can be ended."""
     backend = backend_of(lambda_cloud)
     made = started(backend)
     for tags in ([], [{"key": "owner", "value": "me"}], None):
         lambda_cloud.strange = {"tags": tags}
         assert backend.dstack_list_all_instances() == []
-        assert backend.dstack_get_instance(made.ref) is None
+        with pytest.raises(UnknownOutcomeError, match="has lost its tags"):
+            backend.dstack_get_instance(made.ref)
+    backend.dstack_terminate_instance(made.ref)
+    wait_until(lambda: _ended(lambda_cloud, made), what="its end")
+    assert backend.dstack_get_instance(made.ref) is None
+
+
+def _ended(cloud: LambdaCloud, made: Instance) -> bool:
+    return not any(server.billed for server in cloud.truth().servers if server.id == made.ref.id)
 
 
 def test_tags_come_back_as_they_were(backend_of: Make, lambda_cloud: LambdaCloud) -> None:
