@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from dstack_aws._account import Account
-from dstack_core.plugin import BackendError
+from dstack_core.plugin import AuthenticationError
 
 PRICING_REGION = "us-east-1"
 """The price list has an endpoint in a few regions only; this one has all prices."""
@@ -187,10 +187,10 @@ def _spot_prices(account: Account, region: str, now: datetime) -> dict[str, floa
 
 
 def _quotas(account: Account, region: str) -> dict[str, float]:
-    """Limits that nobody may read are found out when they are met."""
+    """Limits that this account may not read are found out when they are met."""
     try:
         pages = list(account.pages("service-quotas", "list_service_quotas", region, ServiceCode="ec2", MaxResults=100))
-    except BackendError:
+    except AuthenticationError:
         return {}
     return {quota["QuotaCode"]: float(quota["Value"]) for page in pages for quota in page["Quotas"]}
 

@@ -13,6 +13,7 @@ from dstack_aws import AwsConfig
 from dstack_aws._account import Account
 from dstack_aws._catalogue import OLDEST, SHELF_AGE, Catalogue, cache_folder
 from dstack_aws._gpus import gpu, known
+from dstack_aws._market import read_mood
 from dstack_aws._quotas import quota_of
 from pydantic import ValidationError
 
@@ -69,6 +70,16 @@ def test_what_is_old_is_shown_while_it_is_read_anew(ec2: Ec2) -> None:
     calls = ec2.calls()
     assert catalogue.offers(Requirements(), REGIONS) == first
     assert ec2.calls() == calls
+
+
+def test_quotas_that_cannot_be_read_now_are_not_taken_for_none(ec2: Ec2) -> None:
+    """Else one error of Amazon's would hide every limit until the next refresh."""
+    account = Account(AwsConfig.model_validate({"type": "aws", **ec2.config()}))
+    before = ec2.calls()
+    assert read_mood(account, REGIONS[0], NOW).quotas
+    ec2.fail(Fault.SERVER_ERROR, 1000, skip=ec2.calls() - before - 1)
+    with pytest.raises(BackendError):
+        read_mood(account, REGIONS[0], NOW)
 
 
 def test_a_refresh_that_fails_changes_nothing(ec2: Ec2) -> None:
