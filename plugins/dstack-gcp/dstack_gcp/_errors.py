@@ -13,7 +13,7 @@ from typing import Any
 import requests
 from google.api_core import exceptions as sdk
 from google.auth import exceptions as auth
-from google.protobuf import json_format
+from google.protobuf import json_format  # type: ignore[import-untyped]  # it has no types
 
 from dstack_core.plugin import (
     AuthenticationError,

@@ -12,7 +12,7 @@ from dstack_gcp._backend import GcpBackend
 from dstack_gcp._errors import DISABLED, KEYS, QUOTAS, REFUSED, SHORTAGES, THROTTLES, of_operation, translated
 from google.api_core import exceptions as sdk
 from google.auth import exceptions as auth
-from google.protobuf import json_format
+from google.protobuf import json_format  # type: ignore[import-untyped]  # it has no types
 
 from dstack_core.plugin import (
     AuthenticationError,
