@@ -17,19 +17,22 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
+from uuid import UUID
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from dstack_core._store import StoreDamaged, StoreError, StoreOutcomeUnknown, StoreUnavailable
+from dstack_core._store import records as rows
 from dstack_core._store.databases import Database, Trouble, open_database
 from dstack_core._store.schema import prepare
+from dstack_core._store.tables import Base
 
 __all__ = [
     "FaultPoint",
@@ -221,7 +224,7 @@ class Store:
                 if self._database.trouble(error) is Trouble.READONLY:
                     raise RuntimeError(f"{_name(fn)} writes: {_NO_WRITE}") from error
                 self._failed(error)
-            if session.new or session.dirty or session.deleted:
+            if session.changed():
                 raise RuntimeError(f"{_name(fn)} changes rows: {_NO_WRITE}")
         return value
 
@@ -280,6 +283,24 @@ class _TransactSession(Session):
 
     def __init__(self, engine: Engine) -> None:
         super().__init__(engine, expire_on_commit=False)
+        self.records: dict[tuple[type[Base], UUID], rows.Record] = {}
+        self._link: Connection | None = None
+
+    def connection(self, *args: Any, **options: Any) -> Connection:
+        """The one connection of the transaction, which the ORM would look for each time."""
+        if self._link is None or args or options:
+            self._link = super().connection(*args, **options)
+        return self._link
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """Writes what was changed, on records and on rows of the ORM."""
+        if self.records:
+            rows.flush(self, [(table, record) for (table, _), record in self.records.items()])
+        super().flush(objects)
+
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.new or self.dirty or self.deleted or any(one.changes() for one in self.records.values()))
 
     def commit(self) -> NoReturn:
         raise RuntimeError("the store commits when the function returns")
