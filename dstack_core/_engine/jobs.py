@@ -41,7 +41,7 @@ from dstack_core._engine.seams import Seams
 from dstack_core._engine.served import where_of
 from dstack_core._engine.session import JobSession
 from dstack_core._engine.shortages import Shortages
-from dstack_core._engine.specs import agent_job_spec, rule_of
+from dstack_core._engine.specs import agent_job_spec, rule_of, stored_job
 from dstack_core._engine.transitions import (
     EndRun,
     InstanceStatus,
@@ -660,7 +660,7 @@ def look_at_job(session: Session, row: JobRow) -> Snapshot:
 
 def _snapshot(session: Session, row: JobRow, view: JobView) -> Snapshot:
     """An attempt as the next step needs it."""
-    spec = JobSpec.model_validate_json(row.spec)
+    spec = stored_job(row.spec)
     instance = _instance_facts(session, view.instance_id)
     whom = None
     if view.status is RunStatus.SUBMITTED or (view.status is RunStatus.PROVISIONING and _came_to_nothing(instance)):

@@ -17,9 +17,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Insert, Select, Table, Update, bindparam, insert
 from sqlalchemy.engine import Connection, Dialect
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.types import TypeEngine
+
+from dstack_core._store.databases import run_on_driver
 
 Terms = Mapping[str, Any]
 _Convert = Callable[[Any], Any]
@@ -78,20 +79,7 @@ class Prepared:
         return self._plan
 
     def _run(self, connection: Connection, plan: _Plan, terms: Terms) -> sqlite3.Cursor:
-        try:
-            return _driver(connection).execute(plan.text, plan.values(terms))
-        except sqlite3.Error as error:
-            raise driver_error(connection, error, plan.text) from error
-
-
-def _driver(connection: Connection) -> sqlite3.Connection:
-    driver: sqlite3.Connection = connection.connection.driver_connection  # type: ignore[assignment]  # the one there is
-    return driver
-
-
-def driver_error(connection: Connection, error: sqlite3.Error, text: str) -> BaseException:
-    """The error that SQLAlchemy would have raised."""
-    return DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect)
+        return run_on_driver(connection, plan.text, plan.values(terms))
 
 
 def _plan(statement: Select[*tuple[Any, ...]] | Insert | Update, dialect: Dialect) -> _Plan:

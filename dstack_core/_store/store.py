@@ -210,7 +210,7 @@ class Store:
             except (DBAPIError, _Lost) as error:
                 self._failed(error)
             try:
-                Session.commit(session)
+                session.commit_all()
                 self._fault("after commit")
             except (DBAPIError, _Lost) as error:
                 self._failed(error, committing=True)
@@ -282,15 +282,37 @@ class _TransactSession(Session):
     """A session whose transaction is not its user's to end."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, expire_on_commit=False)
+        super().__init__(expire_on_commit=False)
+        self._engine = engine
         self.records: dict[tuple[type[Base], UUID], rows.Record] = {}
         self._link: Connection | None = None
 
-    def connection(self, *args: Any, **options: Any) -> Connection:
-        """The one connection of the transaction, which the ORM would look for each time."""
-        if self._link is None or args or options:
-            self._link = super().connection(*args, **options)
+    def connection(self, *_: Any, **__: Any) -> Connection:
+        """The one connection of the transaction, which begins with its first use."""
+        if self._link is None:
+            self._link = self._engine.connect()
+            self._link.begin()
         return self._link
+
+    def get_bind(self, *_: Any, **__: Any) -> Connection:
+        """What the ORM joins when it is used."""
+        return self.connection()
+
+    def commit_all(self) -> None:
+        """Commits, after everything was flushed."""
+        if self.in_transaction():
+            super().commit()
+        if self._link is not None:
+            self._link.commit()
+
+    def close(self) -> None:
+        """Rolls back what is not committed, and gives the connection back."""
+        try:
+            super().close()
+        finally:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
 
     def flush(self, objects: Sequence[Any] | None = None) -> None:
         """Writes what was changed, on records and on rows of the ORM."""
