@@ -35,6 +35,9 @@ class Caller(Protocol):
         """
 
 
+_Call = tuple[str, Callable[[], None]]
+
+
 class _Threads:
     """Daemon threads: one that has nothing to do takes the next call, as starting one costs more than most calls do."""
 
@@ -44,7 +47,7 @@ class _Threads:
     """Seconds for which they do."""
 
     def __init__(self) -> None:
-        self._idle: deque[SimpleQueue[tuple[str, Callable[[], None]]]] = deque()
+        self._idle: deque[SimpleQueue[_Call]] = deque()
 
     def run(self, name: str, work: Callable[[], None]) -> None:
         """Has work done that does not raise, in a thread of this name.
@@ -59,9 +62,9 @@ class _Threads:
             threading.Thread(target=self._serve, args=(inbox,), name=name, daemon=True).start()
         inbox.put((name, work))
 
-    def _serve(self, inbox: SimpleQueue[tuple[str, Callable[[], None]]]) -> None:
+    def _serve(self, inbox: SimpleQueue[_Call]) -> None:
         thread = threading.current_thread()
-        call = inbox.get()
+        call: _Call | None = inbox.get()
         while call is not None:
             thread.name, work = call
             work()
@@ -71,7 +74,7 @@ class _Threads:
             self._idle.append(inbox)
             call = self._next(inbox)
 
-    def _next(self, inbox: SimpleQueue[tuple[str, Callable[[], None]]]) -> tuple[str, Callable[[], None]] | None:
+    def _next(self, inbox: SimpleQueue[_Call]) -> _Call | None:
         """The next call; `None` if none came."""
         with contextlib.suppress(Empty):
             return inbox.get(timeout=self.PATIENCE)
