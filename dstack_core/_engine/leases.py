@@ -31,17 +31,21 @@ ROWS: dict[Kind, type[JobRow | InstanceRow]] = {"job": JobRow, "instance": Insta
 # Made once: putting a statement together takes longer than SQLite takes to answer it.
 _TABLES: tuple[type[LeasedRow], ...] = tuple(ROWS.values())
 _DUE = {
-    table: select(table.id, table.lease_token)
-    .where(table.due_at <= bindparam("now"), or_(table.lease_until.is_(None), table.lease_until < bindparam("now")))
-    .order_by(table.due_at)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
+    table: Prepared(
+        select(table.id, table.lease_token)
+        .where(table.due_at <= bindparam("now"), or_(table.lease_until.is_(None), table.lease_until < bindparam("now")))
+        .order_by(table.due_at)
+        .limit(bindparam("most"))
+        .with_for_update(skip_locked=True)
+    )
     for table in _TABLES
 }
 _TAKE = {
-    table: update(cast("Table", table.__table__))
-    .where(table.__table__.c.id == bindparam("row_id"))
-    .values({name: bindparam(f"new_{name}") for name in ("lease_owner", "lease_token", "lease_until", "due_at")})
+    table: Prepared(
+        update(cast("Table", table.__table__))
+        .where(table.__table__.c.id == bindparam("row_id"))
+        .values({name: bindparam(f"new_{name}") for name in ("lease_owner", "lease_token", "lease_until", "due_at")})
+    )
     for table in _TABLES
 }
 _RENEW = {
@@ -55,7 +59,7 @@ _RENEW = {
 _NEXT_DUE = {
     table: select(func.min(table.due_at)).where(table.lease_until.is_(None)).scalar_subquery() for table in _TABLES
 }
-_NEXT_DUES = select(*_NEXT_DUE.values())
+_NEXT_DUES = Prepared(select(*_NEXT_DUE.values()))
 _HELD: dict[type[LeasedRow], One[Any]] = {
     table: One(table, table.id == bindparam("row_id"), table.lease_token == bindparam("token"), lock=True)
     for table in _TABLES
@@ -96,13 +100,12 @@ def born_leased(owner: str, until: datetime) -> dict[str, Any]:
 def take_due(session: Session, kind: Kind, owner: str, now: datetime, length: timedelta, limit: int) -> list[Lease]:
     """Takes up to `limit` rows that are due and not leased to anybody."""
     table = ROWS[kind]
-    due = session.execute(_DUE[table], {"now": now, "most": limit}).all()
+    due = _DUE[table].rows(session, {"now": now, "most": limit})
     leases = [Lease(kind, row_id, token + 1) for row_id, token in due]
-    if leases:
-        until = now + length
-        terms = {"new_lease_owner": owner, "new_lease_until": until, "new_due_at": until}
-        taken = [{"row_id": lease.id, "new_lease_token": lease.token, **terms} for lease in leases]
-        session.connection().execute(_TAKE[table], taken)
+    until = now + length
+    terms = {"new_lease_owner": owner, "new_lease_until": until, "new_due_at": until}
+    for lease in leases:
+        _TAKE[table].change(session, {"row_id": lease.id, "new_lease_token": lease.token, **terms})
     return leases
 
 
@@ -120,7 +123,7 @@ def take_job(session: Session, job_id: UUID, owner: str, until: datetime) -> Job
 
 def next_due(session: Session) -> datetime | None:
     """When the next row becomes due that nobody has a lease on; `None` when there is none."""
-    return min((due for due in session.execute(_NEXT_DUES).one() if due is not None), default=None)
+    return min((due for due in _NEXT_DUES.row(session, {}) or () if due is not None), default=None)
 
 
 def held(session: Session, lease: Lease, table: type[Row]) -> Row:

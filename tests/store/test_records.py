@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 import pytest
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -114,9 +114,8 @@ async def test_the_orm_sees_what_was_changed_on_a_record(store: Store, job: UUID
 async def test_one_transaction_has_one_record_of_a_row(store: Store, job: UUID) -> None:
     """Whoever reads it again goes on with the same, brought up to date."""
     again = One(JobRow, JobRow.id == bindparam("row_id"), lock=True)
-    raised = Prepared(
-        update(JobRow.__table__).where(JobRow.__table__.c.id == bindparam("row_id")).values(lease_token=5)
-    )  # type: ignore[arg-type]  # a table
+    jobs = cast("Table", JobRow.__table__)
+    raised = Prepared(update(jobs).where(jobs.c.id == bindparam("row_id")).values(lease_token=5))
 
     def change(session: Session) -> None:
         row = records.get(session, JobRow, job)
