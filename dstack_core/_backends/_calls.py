@@ -1,11 +1,13 @@
-"""Running blocking hooks without blocking anybody: one daemon thread per call, bounded per backend."""
+"""Running blocking hooks without blocking anybody: a daemon thread for each call, bounded per backend."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import Protocol, TypeVar
 
 T = TypeVar("T")
@@ -33,11 +35,62 @@ class Caller(Protocol):
         """
 
 
+_Call = tuple[str, Callable[[], None]]
+
+
+class _Threads:
+    """Daemon threads: one that has nothing to do takes the next call, as starting one costs more than most calls do."""
+
+    MOST = 4
+    """How many wait for another call."""
+    PATIENCE = 3.0
+    """Seconds for which they do."""
+
+    def __init__(self) -> None:
+        self._idle: deque[SimpleQueue[_Call]] = deque()
+
+    def run(self, name: str, work: Callable[[], None]) -> None:
+        """Has work done that does not raise, in a thread of this name.
+
+        Raises:
+            RuntimeError: there are no more threads.
+        """
+        try:
+            inbox = self._idle.pop()
+        except IndexError:
+            inbox = SimpleQueue()
+            threading.Thread(target=self._serve, args=(inbox,), name=name, daemon=True).start()
+        inbox.put((name, work))
+
+    def _serve(self, inbox: SimpleQueue[_Call]) -> None:
+        thread = threading.current_thread()
+        call: _Call | None = inbox.get()
+        while call is not None:
+            thread.name, work = call
+            work()
+            del work
+            if len(self._idle) >= self.MOST:
+                return
+            self._idle.append(inbox)
+            call = self._next(inbox)
+
+    def _next(self, inbox: SimpleQueue[_Call]) -> _Call | None:
+        """The next call; `None` if none came."""
+        with contextlib.suppress(Empty):
+            return inbox.get(timeout=self.PATIENCE)
+        try:
+            self._idle.remove(inbox)
+        except ValueError:  # taken at this very moment: a call follows
+            return inbox.get()
+        return None
+
+
 class ThreadCaller:
     """Runs each call in a daemon thread, so that one that hangs delays neither other backends nor the exit."""
 
     def __init__(self) -> None:
         self._places: dict[str, asyncio.Semaphore] = {}
+        self._threads = _Threads()
 
     async def __call__(self, key: str, limit: int, timeout: float, function: Callable[[], T]) -> T:
         """See `Caller`."""
@@ -50,12 +103,13 @@ class ThreadCaller:
         except TimeoutError:
             raise Busy from None
         future: asyncio.Future[T] = loop.create_future()
-        _start(key, loop, places, future, function)
+        _start(self._threads, key, loop, places, future, function)
         async with asyncio.timeout_at(deadline):
             return await future
 
 
 def _start(
+    threads: _Threads,
     key: str,
     loop: asyncio.AbstractEventLoop,
     places: asyncio.Semaphore,
@@ -80,7 +134,7 @@ def _start(
             loop.call_soon_threadsafe(ended, deliver)
 
     try:
-        threading.Thread(target=work, name=f"dstack-{key}", daemon=True).start()
+        threads.run(f"dstack-{key}", work)
     except RuntimeError:  # no more threads
         places.release()
         raise Busy from None

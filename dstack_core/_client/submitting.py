@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
+from collections import deque
 from collections.abc import Callable
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -12,10 +15,12 @@ if TYPE_CHECKING:
 
 PATIENCE = 10.0
 """Seconds after Ctrl+C in which the server may still say what became of the run."""
+REST = 0.5
+"""Seconds for which a thread waits for another submission: starting one takes as long as a good part of that."""
 
 
 class _Submission:
-    """The work, in a thread of its own, which Ctrl+C does not reach."""
+    """The work, in another thread, which Ctrl+C does not reach."""
 
     def __init__(self, prepare: Callable[[], RunSpec], send: Callable[[RunSpec], Run]) -> None:
         self._prepare = prepare
@@ -24,15 +29,13 @@ class _Submission:
         self._cancelled = False
         self._sending = False
         self._done = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="dstack-submit", daemon=True)
         self.run: Run | None = None
         self.error: BaseException | None = None
 
     def result(self) -> Run:
         """The run, once it is submitted; or the error, raised."""
-        self._thread.start()
+        _in_thread(self._work)
         self._done.wait()
-        self._thread.join()
         if self.run is None:
             raise self.error or RuntimeError("The request ended without an answer")
         return self.run
@@ -68,6 +71,43 @@ class _Submission:
         if self.error is not None:
             return f"The run was not submitted: {self.error}"
         return "It is not known whether the run was submitted: `dstack ps` shows it."
+
+
+_Work = Callable[[], None]
+_resting: deque[tuple[int, SimpleQueue[_Work]]] = deque()
+"""Threads without work, by the process that they are in: a forked child has none of them."""
+
+
+def _in_thread(work: _Work) -> None:
+    """Has work done that does not raise, in a thread that rests or in a new one."""
+    pid, inbox = 0, SimpleQueue[_Work]()
+    with contextlib.suppress(IndexError):
+        pid, inbox = _resting.pop()
+    if pid != os.getpid():
+        inbox = SimpleQueue()
+        threading.Thread(target=_serve, args=(inbox,), name="dstack-submit", daemon=True).start()
+    inbox.put(work)
+
+
+def _serve(inbox: SimpleQueue[_Work]) -> None:
+    entry = (os.getpid(), inbox)
+    work: _Work | None = inbox.get()
+    while work is not None:
+        work()
+        del work
+        _resting.append(entry)
+        work = _next(entry)
+
+
+def _next(entry: tuple[int, SimpleQueue[_Work]]) -> _Work | None:
+    """The next work; `None` if none came."""
+    with contextlib.suppress(Empty):
+        return entry[1].get(timeout=REST)
+    try:
+        _resting.remove(entry)
+    except ValueError:  # taken at this very moment: work follows
+        return entry[1].get()
+    return None
 
 
 def submitted(prepare: Callable[[], RunSpec], send: Callable[[RunSpec], Run]) -> Run:

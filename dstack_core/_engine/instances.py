@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy.orm import Session
@@ -575,9 +576,14 @@ class InstanceHandler:
             log.critical("Instance %s is not terminated since %s and may cost money: %s", ref and ref.id, since, what)
 
 
+def first_call(now: datetime) -> dict[str, Any]:
+    """The columns of a new row whose first call is about to be made."""
+    return {"create_calls": 1, "last_create_at": now}
+
+
 def note_call(row: InstanceRow, now: datetime) -> None:
     """Writes down that the cloud is about to be asked."""
-    row.create_calls = (row.create_calls or 0) + 1
+    row.create_calls += 1
     row.last_create_at = now
 
 

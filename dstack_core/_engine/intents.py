@@ -16,7 +16,6 @@ from dstack_core._engine.transitions import InstanceStatus
 from dstack_core._models.instances import InstanceRequest
 from dstack_core._models.offers import Offer
 from dstack_core._models.runs import JobSpec
-from dstack_core._store.tables import InstanceRow
 from dstack_core._transport import agent_command
 from dstack_core._transport.cloud_init import Boot, user_data
 
@@ -70,25 +69,25 @@ class NewIntent:
     whom: IntentFor
     request: InstanceRequest
 
-    def row(self, now: datetime) -> InstanceRow:
-        """The row that makes it binding."""
+    def values(self, now: datetime) -> dict[str, Any]:
+        """The columns of the row that makes it binding."""
         offer = self.request.offer
         rendered = self.request.model_dump_json()
-        return InstanceRow(
-            id=self.id,
-            job_id=self.whom.job_id,
-            run_id=self.whom.run_id,
-            backend=offer.backend,
-            region=offer.region,
-            zone=offer.zone,
-            status=InstanceStatus.INTENT.value,
-            request=rendered,
-            request_hash=hashlib.sha256(rendered.encode()).hexdigest(),
-            name=self.request.name,
-            price=offer.price,
-            created_at=now,
-            due_at=now,
-        )
+        return {
+            "id": self.id,
+            "job_id": self.whom.job_id,
+            "run_id": self.whom.run_id,
+            "backend": offer.backend,
+            "region": offer.region,
+            "zone": offer.zone,
+            "status": InstanceStatus.INTENT.value,
+            "request": rendered,
+            "request_hash": hashlib.sha256(rendered.encode()).hexdigest(),
+            "name": self.request.name,
+            "price": offer.price,
+            "created_at": now,
+            "due_at": now,
+        }
 
 
 def render_intent(

@@ -19,7 +19,7 @@ from dstack_core._engine import dev_environments, journal, placement
 from dstack_core._engine.booting import way_to
 from dstack_core._engine.code import CodeUnavailable, JobCode
 from dstack_core._engine.instances import as_written as instance_as_written
-from dstack_core._engine.instances import note_call
+from dstack_core._engine.instances import first_call
 from dstack_core._engine.intents import ORPHAN_GRACE, IntentFor, NewIntent, render_intent
 from dstack_core._engine.keeping import end_run, new_attempt, revive_replicas
 from dstack_core._engine.keyring import Keyring
@@ -41,7 +41,7 @@ from dstack_core._engine.seams import Seams
 from dstack_core._engine.served import where_of
 from dstack_core._engine.session import JobSession
 from dstack_core._engine.shortages import Shortages
-from dstack_core._engine.specs import agent_job_spec, rule_of
+from dstack_core._engine.specs import agent_job_spec, rule_of, stored_job
 from dstack_core._engine.transitions import (
     EndRun,
     InstanceStatus,
@@ -57,7 +57,9 @@ from dstack_core._engine.transitions import (
 )
 from dstack_core._models.instances import Endpoint, InstanceRequest
 from dstack_core._models.runs import JobSpec, Reason, RunStatus
+from dstack_core._store import records
 from dstack_core._store.logs import LogStore
+from dstack_core._store.prepared import Prepared
 from dstack_core._store.store import Store
 from dstack_core._store.tables import InstanceRow, JobRow, ProjectRow, RunRow
 from dstack_core._transport import AgentRefused, AgentState, AgentUnreachable, Transport
@@ -554,16 +556,16 @@ class JobHandler:
 
     def _write_intent(self, session: Session, intent: NewIntent, now: datetime) -> tuple[Lease, object]:
         """The intent, with the call that follows noted, under a lease of this server, which makes the call at once."""
-        row = intent.row(now)
-        note_call(row, now)
-        born_leased(row, self._wakeups.server, now + LEASE)
-        session.add(row)
+        leased = born_leased(self._wakeups.server, now + LEASE)
+        records.add(session, InstanceRow, {**intent.values(now), **first_call(now), **leased})
         return Lease("instance", intent.id, FIRST_TOKEN), instance_as_written(intent, now)
 
     def _act(self, session: Session, row: JobRow, action: object, written: _Written) -> None:
         now = self._clock.now()
         if isinstance(action, ReleaseInstance) and row.instance_id is not None:
-            session.get_one(InstanceRow, row.instance_id).wanted = False
+            instance = records.get(session, InstanceRow, row.instance_id)
+            if instance is not None:
+                instance.wanted = False
             if wake(session, "instance", row.instance_id, now):
                 written.wake.append(("instance", row.instance_id))
         if isinstance(action, NewAttempt):
@@ -631,14 +633,12 @@ def _rule(session: Session, it: Snapshot, seen: JobObservation) -> Rule:
     return rule_of(it.spec, proven=it.is_replica and seen.event in _TELLING and journal.is_proven(session, it.run_id))
 
 
-_NAMES = (
+_NAMES = Prepared(
     select(RunRow.name, ProjectRow.name)
     .join(ProjectRow, ProjectRow.id == RunRow.project_id)
     .where(RunRow.id == bindparam("run_id"))
 )
-
-
-_SAID = (
+_SAID = Prepared(
     select(InstanceRow.backend, InstanceRow.region, InstanceRow.message)
     .where(InstanceRow.job_id == bindparam("job_id"))
     .order_by(InstanceRow.created_at)
@@ -660,11 +660,11 @@ def look_at_job(session: Session, row: JobRow) -> Snapshot:
 
 def _snapshot(session: Session, row: JobRow, view: JobView) -> Snapshot:
     """An attempt as the next step needs it."""
-    spec = JobSpec.model_validate_json(row.spec)
+    spec = stored_job(row.spec)
     instance = _instance_facts(session, view.instance_id)
     whom = None
     if view.status is RunStatus.SUBMITTED or (view.status is RunStatus.PROVISIONING and _came_to_nothing(instance)):
-        run_name, project_name = session.execute(_NAMES, {"run_id": row.run_id}).one()
+        (run_name, project_name), *_ = _NAMES.rows(session, {"run_id": row.run_id})
         whom = IntentFor.of(row.id, row.run_id, run_name, project_name, spec)
     return Snapshot(
         id=row.id,
@@ -684,7 +684,7 @@ def _came_to_nothing(instance: InstanceFacts | None) -> bool:
 
 
 def _instance_facts(session: Session, instance_id: UUID | None) -> InstanceFacts | None:
-    row = session.get(InstanceRow, instance_id) if instance_id is not None else None
+    row = records.get(session, InstanceRow, instance_id) if instance_id is not None else None
     if row is None:
         return None
     return InstanceFacts(
@@ -707,8 +707,9 @@ def _endpoint_of(session: Session, job_id: UUID) -> Endpoint | None:
 
 def _failures(session: Session, job_id: UUID) -> list[str]:
     """What the clouds said to the intents of this attempt that failed."""
-    rows = session.execute(_SAID, {"job_id": job_id})
-    return [f"{row.backend}/{row.region}: {row.message}" for row in rows if row.message]
+    session.flush()
+    rows = _SAID.rows(session, {"job_id": job_id})
+    return [f"{backend}/{region}: {message}" for backend, region, message in rows if message]
 
 
 def view_of(row: JobRow) -> JobView:

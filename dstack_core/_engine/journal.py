@@ -12,12 +12,13 @@ from datetime import datetime
 from typing import Protocol, cast
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, insert, select, update
+from sqlalchemy import Table, bindparam, select, update
 from sqlalchemy.orm import Session
 
 from dstack_core._engine.leases import Kind, Lease
 from dstack_core._engine.transitions import InstanceObservation, InstanceStatus, run_status
 from dstack_core._models.runs import RunStatus
+from dstack_core._store.prepared import Prepared, PreparedInsert
 from dstack_core._store.tables import EventRow, InstanceRow, JobRow, RunRow
 
 
@@ -95,11 +96,11 @@ class Wakeups:
 
 def note(session: Session, run_id: UUID, job_id: UUID | None, at: datetime, text: str) -> None:
     """Adds one line to the account of a run. Never a secret."""
-    session.connection().execute(_NOTE, {"run_id": run_id, "job_id": job_id, "at": at, "text": text})
+    _NOTE.add(session, {"run_id": run_id, "job_id": job_id, "at": at, "text": text})
 
 
 # Made once: putting a statement together takes longer than SQLite takes to answer it.
-_NOTE = insert(cast("Table", EventRow.__table__))
+_NOTE = PreparedInsert(cast("Table", EventRow.__table__))
 _RUN = select(RunRow.status).where(RunRow.id == bindparam("run_id")).with_for_update()
 _ATTEMPTS = (
     select(JobRow.replica_num, JobRow.job_num, JobRow.status, JobRow.reason, JobRow.message)
@@ -110,9 +111,10 @@ _ATTEMPTS = (
 _PROVEN = select(JobRow.id).where(JobRow.run_id == bindparam("run_id"), JobRow.ready_at.is_not(None)).limit(1)
 
 _RUNS = cast("Table", RunRow.__table__)
-_AGAIN = update(_RUNS).where(_RUNS.c.id == bindparam("of_run")).values(version=_RUNS.c.version + 1)
-_SETTLE = _AGAIN.values({name: bindparam(name) for name in ("status", "reason", "message", "finished_at")})
-_SETTLE_UNFINISHED = _SETTLE.where(_RUNS.c.finished_at.is_(None))
+_NEWER = update(_RUNS).where(_RUNS.c.id == bindparam("of_run")).values(version=_RUNS.c.version + 1)
+_SETTLED = _NEWER.values({name: bindparam(name) for name in ("status", "reason", "message", "finished_at")})
+_AGAIN, _SETTLE = Prepared(_NEWER), Prepared(_SETTLED)
+_SETTLE_UNFINISHED = Prepared(_SETTLED.where(_RUNS.c.finished_at.is_(None)))
 
 
 def instance_moved(session: Session, row: InstanceRow, before: InstanceStatus, seen: InstanceObservation) -> None:
@@ -137,9 +139,8 @@ def settle_with(session: Session, only: JobRow, at: datetime) -> None:
     facts = {"status": only.status, "reason": only.reason, "message": only.message}
     end = at if RunStatus(only.status).is_finished else None
     terms = {"of_run": only.run_id, "finished_at": end, **facts}
-    result = session.connection().execute(_SETTLE_UNFINISHED, terms)
-    if not result.rowcount:
-        session.connection().execute(_AGAIN, {"of_run": only.run_id})
+    if not _SETTLE_UNFINISHED.change(session, terms):
+        _AGAIN.change(session, {"of_run": only.run_id})
 
 
 def settle_run(session: Session, run_id: UUID, at: datetime) -> None:
@@ -147,7 +148,7 @@ def settle_run(session: Session, run_id: UUID, at: datetime) -> None:
     session.flush()
     was = RunStatus(session.scalars(_RUN, {"run_id": run_id}).one())
     if was.is_finished:
-        session.connection().execute(_AGAIN, {"of_run": run_id})
+        _AGAIN.change(session, {"of_run": run_id})
         return
     attempts = session.execute(_ATTEMPTS, {"run_id": run_id})
     latest = list({(row.replica_num, row.job_num): row for row in attempts}.values())
@@ -155,4 +156,4 @@ def settle_run(session: Session, run_id: UUID, at: datetime) -> None:
     telling = next((job for job in latest if job.status == status.value), latest[0])
     facts = {"status": status.value, "reason": telling.reason, "message": telling.message}
     end = at if status.is_finished else None
-    session.connection().execute(_SETTLE, {"of_run": run_id, "finished_at": end, **facts})
+    _SETTLE.change(session, {"of_run": run_id, "finished_at": end, **facts})

@@ -11,8 +11,9 @@ from sqlalchemy.orm import Session
 
 from dstack_core._engine.leases import wake
 from dstack_core._engine.seams import Seams
+from dstack_core._engine.specs import stored_job
 from dstack_core._engine.transitions import NewAttempt
-from dstack_core._models.runs import JobSpec, RunStatus
+from dstack_core._models.runs import RunStatus
 from dstack_core._store.tables import JobRow
 
 _FIRST_RETRY, _LONGEST_RETRY = 5.0, 300.0
@@ -62,14 +63,14 @@ _FIRST_SPEC = select(JobRow.spec).where(
 
 def _spec_of(session: Session, ended: JobRow, now: datetime) -> str:
     """The same job. Of the time that a service may run, a replacement gets what is left."""
-    spec = JobSpec.model_validate_json(ended.spec)
+    spec = stored_job(ended.spec)
     if spec.service_port is None or spec.max_duration is None:
         return ended.spec
     begun = session.scalars(_BEGUN, {"run_id": ended.run_id}).one()
     if begun is None:
         return ended.spec
     first = session.scalars(_FIRST_SPEC, {"run_id": ended.run_id, "replica_num": ended.replica_num}).one()
-    allowed = JobSpec.model_validate_json(first).max_duration or 0
+    allowed = stored_job(first).max_duration or 0
     left = max(1, allowed - int((now - begun).total_seconds()))
     return spec.model_copy(update={"max_duration": left}).model_dump_json()
 

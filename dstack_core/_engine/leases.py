@@ -14,9 +14,11 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Table, bindparam, func, or_, select, update
+from sqlalchemy import Table, bindparam, func, or_, select, update
 from sqlalchemy.orm import Session
 
+from dstack_core._store.prepared import Prepared
+from dstack_core._store.records import One
 from dstack_core._store.tables import InstanceRow, JobRow
 
 Kind: TypeAlias = Literal["job", "instance"]
@@ -29,41 +31,46 @@ ROWS: dict[Kind, type[JobRow | InstanceRow]] = {"job": JobRow, "instance": Insta
 # Made once: putting a statement together takes longer than SQLite takes to answer it.
 _TABLES: tuple[type[LeasedRow], ...] = tuple(ROWS.values())
 _DUE = {
-    table: select(table.id, table.lease_token)
-    .where(table.due_at <= bindparam("now"), or_(table.lease_until.is_(None), table.lease_until < bindparam("now")))
-    .order_by(table.due_at)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)
+    table: Prepared(
+        select(table.id, table.lease_token)
+        .where(table.due_at <= bindparam("now"), or_(table.lease_until.is_(None), table.lease_until < bindparam("now")))
+        .order_by(table.due_at)
+        .limit(bindparam("most"))
+        .with_for_update(skip_locked=True)
+    )
     for table in _TABLES
 }
 _TAKE = {
-    table: update(cast("Table", table.__table__))
-    .where(table.__table__.c.id == bindparam("row_id"))
-    .values({name: bindparam(f"new_{name}") for name in ("lease_owner", "lease_token", "lease_until", "due_at")})
+    table: Prepared(
+        update(cast("Table", table.__table__))
+        .where(table.__table__.c.id == bindparam("row_id"))
+        .values({name: bindparam(f"new_{name}") for name in ("lease_owner", "lease_token", "lease_until", "due_at")})
+    )
     for table in _TABLES
 }
 _RENEW = {
-    table: update(cast("Table", table.__table__))
-    .where(table.__table__.c.id == bindparam("row_id"), table.__table__.c.lease_token == bindparam("token"))
-    .values(lease_until=bindparam("until"), due_at=bindparam("until"))
+    table: Prepared(
+        update(cast("Table", table.__table__))
+        .where(table.__table__.c.id == bindparam("row_id"), table.__table__.c.lease_token == bindparam("token"))
+        .values(lease_until=bindparam("until"), due_at=bindparam("until"))
+    )
     for table in _TABLES
 }
 _NEXT_DUE = {
     table: select(func.min(table.due_at)).where(table.lease_until.is_(None)).scalar_subquery() for table in _TABLES
 }
-_NEXT_DUES = select(*_NEXT_DUE.values())
-_HELD = {
-    table: select(table)
-    .where(table.id == bindparam("row_id"), table.lease_token == bindparam("token"))
-    .with_for_update()
+_NEXT_DUES = Prepared(select(*_NEXT_DUE.values()))
+_HELD: dict[type[LeasedRow], One[Any]] = {
+    table: One(table, table.id == bindparam("row_id"), table.lease_token == bindparam("token"), lock=True)
     for table in _TABLES
 }
-_JOB = select(JobRow).where(JobRow.id == bindparam("row_id")).with_for_update()
+_JOB = One(JobRow, JobRow.id == bindparam("row_id"), lock=True)
 _WAKE = {
-    table: update(table)
-    .where(table.id == bindparam("row_id"), table.due_at.is_not(None))
-    .values(due_at=bindparam("now"))
-    .execution_options(synchronize_session=False)
+    table: Prepared(
+        update(cast("Table", table.__table__))
+        .where(table.__table__.c.id == bindparam("row_id"), table.__table__.c.due_at.is_not(None))
+        .values(due_at=bindparam("now"))
+    )
     for table in _TABLES
 }
 
@@ -85,21 +92,20 @@ class Lease:
     token: int
 
 
-def born_leased(row: LeasedRow, owner: str, until: datetime) -> None:
-    """Makes a new row one that its writer works on at once: the first lease comes with the row."""
-    row.lease_owner, row.lease_token, row.lease_until, row.due_at = owner, FIRST_TOKEN, until, until
+def born_leased(owner: str, until: datetime) -> dict[str, Any]:
+    """The columns of a new row that its writer works on at once: the first lease comes with the row."""
+    return {"lease_owner": owner, "lease_token": FIRST_TOKEN, "lease_until": until, "due_at": until}
 
 
 def take_due(session: Session, kind: Kind, owner: str, now: datetime, length: timedelta, limit: int) -> list[Lease]:
     """Takes up to `limit` rows that are due and not leased to anybody."""
     table = ROWS[kind]
-    due = session.execute(_DUE[table], {"now": now, "most": limit}).all()
+    due = _DUE[table].rows(session, {"now": now, "most": limit})
     leases = [Lease(kind, row_id, token + 1) for row_id, token in due]
-    if leases:
-        until = now + length
-        terms = {"new_lease_owner": owner, "new_lease_until": until, "new_due_at": until}
-        taken = [{"row_id": lease.id, "new_lease_token": lease.token, **terms} for lease in leases]
-        session.connection().execute(_TAKE[table], taken)
+    until = now + length
+    terms = {"new_lease_owner": owner, "new_lease_until": until, "new_due_at": until}
+    for lease in leases:
+        _TAKE[table].change(session, {"row_id": lease.id, "new_lease_token": lease.token, **terms})
     return leases
 
 
@@ -108,7 +114,7 @@ def take_job(session: Session, job_id: UUID, owner: str, until: datetime) -> Job
 
     For who writes news for that job: its next step needs no look for what is due.
     """
-    row = session.scalars(_JOB, {"row_id": job_id}).one_or_none()
+    row = _JOB.read(session, {"row_id": job_id})
     if row is None or row.due_at is None or row.lease_until is not None:
         return None
     row.lease_owner, row.lease_token, row.lease_until, row.due_at = owner, row.lease_token + 1, until, until
@@ -117,7 +123,7 @@ def take_job(session: Session, job_id: UUID, owner: str, until: datetime) -> Job
 
 def next_due(session: Session) -> datetime | None:
     """When the next row becomes due that nobody has a lease on; `None` when there is none."""
-    return min((due for due in session.execute(_NEXT_DUES).one() if due is not None), default=None)
+    return min((due for due in _NEXT_DUES.row(session, {}) or () if due is not None), default=None)
 
 
 def held(session: Session, lease: Lease, table: type[Row]) -> Row:
@@ -126,8 +132,7 @@ def held(session: Session, lease: Lease, table: type[Row]) -> Row:
     Raises:
         LeaseLost: the token has moved on.
     """
-    statement = _HELD[cast("type[LeasedRow]", table)]
-    row = session.scalars(statement, {"row_id": lease.id, "token": lease.token}).one_or_none()
+    row = _HELD[cast("type[LeasedRow]", table)].read(session, {"row_id": lease.id, "token": lease.token})
     if row is None:
         raise LeaseLost(f"{lease.kind} {lease.id} (token {lease.token})")
     return cast("Row", row)
@@ -136,7 +141,7 @@ def held(session: Session, lease: Lease, table: type[Row]) -> Row:
 def renew(session: Session, lease: Lease, table: type[Row], now: datetime, length: timedelta) -> Row:
     """Lengthens a lease, and gives the row as it is now. A wake-up that came meanwhile is answered by this look."""
     terms = {"row_id": lease.id, "token": lease.token, "until": now + length}
-    session.connection().execute(_RENEW[cast("type[LeasedRow]", table)], terms)
+    _RENEW[cast("type[LeasedRow]", table)].change(session, terms)
     return held(session, lease, table)
 
 
@@ -168,5 +173,5 @@ def lengthen(row: LeasedRow, until: datetime) -> None:
 
 def wake(session: Session, kind: Kind, row_id: UUID, now: datetime) -> bool:
     """Makes a row due now, whoever may hold it. False if it is final, and nobody need look at it."""
-    result = session.execute(_WAKE[ROWS[kind]], {"row_id": row_id, "now": now})
-    return bool(cast("CursorResult[Any]", result).rowcount)
+    session.flush()
+    return bool(_WAKE[ROWS[kind]].change(session, {"row_id": row_id, "now": now}))

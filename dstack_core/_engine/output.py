@@ -19,7 +19,7 @@ from dstack_core._store.logs import LogStore
 from dstack_core._store.store import Store
 from dstack_core._store.tables import EventRow, JobRow, RunRow
 
-CHUNK = 1 << 20
+CHUNK = 2 << 20
 PATIENCE = 20.0
 """Seconds an answer waits for its first byte before it ends empty; the reader then asks again."""
 _OTHER_SERVERS = 1.0

@@ -12,8 +12,9 @@ from sqlalchemy import Row, bindparam, func, select
 from sqlalchemy.orm import Session, aliased
 
 from dstack_core._engine.booting import way_to
+from dstack_core._engine.specs import stored_job, stored_run
 from dstack_core._models.instances import Endpoint
-from dstack_core._models.runs import JobSpec, RunSpec, RunStatus
+from dstack_core._models.runs import JobSpec, RunStatus
 from dstack_core._models.services import OpenAIChatModel, ProbeConfig, Service
 from dstack_core._store.tables import InstanceRow, JobRow, ProjectRow, RunRow
 
@@ -118,7 +119,7 @@ def services_of(session: Session, run_ids: Collection[UUID]) -> dict[UUID, Servi
 
 
 def _facts(row: Row[UUID, str, str, str, int]) -> ServiceFacts | None:
-    configuration = RunSpec.model_validate_json(row.spec).configuration
+    configuration = stored_run(row.spec).configuration
     if not isinstance(configuration, Service):
         return None
     model = configuration.model
@@ -148,7 +149,7 @@ def _state(facts: ServiceFacts, version: int, jobs: Sequence[Row[Any]]) -> Servi
 def _running(job: Row[Any]) -> RunningReplica | None:
     if job.status != RunStatus.RUNNING.value or job.endpoint is None:
         return None
-    spec = JobSpec.model_validate_json(job.spec)
+    spec = stored_job(job.spec)
     own = spec.service_port or 0
     port = int(job.ports.get(str(own), own))
     return RunningReplica(

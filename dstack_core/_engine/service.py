@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Table, bindparam, insert, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -33,6 +33,7 @@ from dstack_core._engine.views import offer_of, run_of, runs_of
 from dstack_core._models.configurations import check_run_name
 from dstack_core._models.runs import JobPlan, JobSpec, Run, RunPlan, RunSpec, RunStatus
 from dstack_core._models.wire import GetRunRequest, JobMetrics, LogQuery, StopRunsRequest
+from dstack_core._store import records
 from dstack_core._store.code import CodeStore
 from dstack_core._store.logs import LogStore
 from dstack_core._store.store import Store
@@ -52,8 +53,6 @@ _FINISHED = [status.value for status in RunStatus if status.is_finished]
 _PROJECT = select(ProjectRow).where(ProjectRow.name == bindparam("name"))
 _OF_PROJECT = select(RunRow).where(RunRow.project_id == bindparam("project_id"))
 _BY_KEY = _OF_PROJECT.where(RunRow.submit_key == bindparam("submit_key"))
-_INSERT_RUN = insert(cast("Table", RunRow.__table__))
-_INSERT_JOB = insert(cast("Table", JobRow.__table__))
 _LIVE = _OF_PROJECT.where(RunRow.name == bindparam("name"), RunRow.deleted_at.is_(None))
 
 
@@ -271,11 +270,10 @@ class RunService:
         if is_cloned(new.spec):
             check_known(session, project_id, new.spec.repo_id)
         run, jobs = new.rows(project_id, self._wakeups.server)
-        connection = session.connection()
-        connection.execute(_INSERT_RUN, run)
-        connection.execute(_INSERT_JOB, jobs)
+        run_row = records.add(session, RunRow, run)
+        job_rows = [records.add(session, JobRow, job) for job in jobs]
         journal.note(session, new.id, None, new.at, f"run {new.name} submitted by {new.user}")
-        return run_of(RunRow(**run), new.project, [JobRow(**job) for job in jobs], {}, new.at), True
+        return run_of(run_row, new.project, job_rows, {}, new.at), True
 
     def _begin(self, new: _NewRun) -> None:
         """Has the attempts placed at once, under the leases that were written with them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 from uuid import UUID
 
@@ -38,6 +39,18 @@ _RETRY_REASONS: dict[RetryEvent, frozenset[Reason]] = {
         {Reason.EXITED_WITH_ERROR, Reason.START_FAILED, Reason.PORTS_BINDING_FAILED, Reason.BACKEND_ERROR}
     ),
 }
+
+
+@lru_cache(maxsize=256)
+def stored_job(text: str) -> JobSpec:
+    """The job that a row describes. Each step of a job reads the same text."""
+    return JobSpec.model_validate_json(text)
+
+
+@lru_cache(maxsize=256)
+def stored_run(text: str) -> RunSpec:
+    """What a run's row says that its user asked for."""
+    return RunSpec.model_validate_json(text)
 
 
 def job_specs(spec: RunSpec, run_name: str) -> tuple[JobSpec, ...]:

@@ -13,6 +13,7 @@ from uuid import UUID
 from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
+from dstack_core._engine.specs import stored_job, stored_run
 from dstack_core._models.instances import Endpoint, InstanceRef, InstanceRequest
 from dstack_core._models.offers import Offer
 from dstack_core._models.runs import (
@@ -85,7 +86,7 @@ def _by_run(rows: Iterable[R]) -> defaultdict[UUID | None, list[R]]:
 def run_of(row: RunRow, project: str, jobs: Sequence[JobRow], instances: dict[UUID, InstanceRow], now: datetime) -> Run:
     """The run of a row, given the rows of its jobs, in the order of their attempts, and of its instances."""
     attempts = groupby(jobs, key=lambda job: (job.replica_num, job.job_num))
-    spec = RunSpec.model_validate_json(row.spec)
+    spec = stored_run(row.spec)
     return Run(
         id=row.id,
         project_name=project,
@@ -119,7 +120,7 @@ def _service(row: RunRow, project: str, spec: RunSpec, jobs: Sequence[JobRow]) -
 
 
 def _job(rows: Sequence[JobRow], instances: dict[UUID, InstanceRow]) -> Job:
-    spec = JobSpec.model_validate_json(rows[-1].spec)
+    spec = stored_job(rows[-1].spec)
     return Job(job_spec=spec, job_submissions=tuple(_submission(row, spec, instances) for row in rows))
 
 

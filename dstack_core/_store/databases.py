@@ -6,7 +6,9 @@ import os
 import re
 import sqlite3
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -118,7 +120,7 @@ class Sqlite(Database):
             pool_timeout=60,
             hide_parameters=True,
         )
-        event.listen(engine, "begin", lambda connection: connection.exec_driver_sql(begin))
+        event.listen(engine, "begin", partial(_begin, begin))
         return engine
 
     def trouble(self, error: DBAPIError) -> Trouble:
@@ -137,11 +139,29 @@ class Sqlite(Database):
 
     def lock_schema(self, connection: Connection) -> None:
         """Begins with the write lock; WAL and foreign keys can only be switched before that."""
-        driver = cast("sqlite3.Connection", connection.connection.driver_connection)
+        driver = driver_of(connection)
         driver.execute("PRAGMA journal_mode=WAL").close()
         # A migration rebuilds tables, which must not cascade. They are checked before COMMIT instead.
         driver.execute("PRAGMA foreign_keys=OFF").close()
         connection.begin()
+
+
+def driver_of(connection: Connection) -> sqlite3.Connection:
+    """The driver's own connection to SQLite."""
+    return cast("sqlite3.Connection", connection.connection.driver_connection)
+
+
+def run_on_driver(connection: Connection, text: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    """Runs a statement in SQLite's own words. Its errors are those that SQLAlchemy would have raised."""
+    try:
+        return driver_of(connection).execute(text, values)
+    except sqlite3.Error as error:
+        told = DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True, dialect=connection.dialect)
+        raise told from error
+
+
+def _begin(how: str, connection: Connection) -> None:
+    run_on_driver(connection, how).close()
 
 
 class Postgres(Database):

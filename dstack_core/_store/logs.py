@@ -22,6 +22,7 @@ import asyncio
 import bisect
 import errno
 import fcntl
+import math
 import os
 import re
 import struct
@@ -145,6 +146,8 @@ class LogStore:
         self._poll = poll
         self._views: OrderedDict[str, _View] = OrderedDict()
         self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        self._told_at: dict[str, float] = {}
+        self._tails: dict[str, tuple[int, bytes]] = {}
 
     async def append(
         self, job_id: UUID | str, offset: int, data: bytes | memoryview, index: Sequence[tuple[int, int]] = ()
@@ -164,8 +167,14 @@ class LogStore:
             LogStoreClosed: the log is complete, and ends before these bytes do.
         """
         job = _name(job_id)
+        self._tails.pop(job, None)
         try:
-            return (await self._run(lambda: self._append(job, offset, data, index))).end
+            end = (await self._run(lambda: self._append(job, offset, data, index))).end
+            if job in self._news and isinstance(data, bytes) and end == offset + len(data):
+                # Somebody waits for just these bytes.
+                self._tails[job] = (offset, data)
+            self._told_at[job] = asyncio.get_running_loop().time()
+            return end
         finally:
             self._wake(job)
 
@@ -175,6 +184,9 @@ class LogStore:
         That is `offset` itself, or the end of the gap in which it lies. No bytes: none are there yet.
         """
         job = _name(job_id)
+        start, tail = self._tails.get(job, (0, b""))
+        if tail and start == offset and len(tail) <= limit:
+            return offset, tail
         return await self._run(lambda: self._read(job, offset, limit))
 
     def has(self, job_id: UUID | str, offset: int) -> bool:
@@ -199,12 +211,18 @@ class LogStore:
         while not (state.end > offset or state.complete):
             # First the event, then the look: what comes in between sets the event.
             news = self._news.setdefault(job, asyncio.Event())
-            state = (await self._run(lambda: self._look(job))).state()
+            if not self._tells(job, loop.time()):
+                state = (await self._run(lambda: self._look(job))).state()
             remaining = deadline - loop.time()
             if state.end > offset or state.complete or remaining <= 0:
                 break
             await _set_within(news, min(remaining, self._poll))
+            state = self._known(job).state()
         return state
+
+    def _tells(self, job: str, now: float) -> bool:
+        """Whether this process writes the log, so that nothing new can be there without its followers being told."""
+        return now - self._told_at.get(job, -math.inf) < self._poll / 2
 
     async def close_job(self, job_id: UUID | str) -> None:
         """Marks a log as complete, wakes its followers, and puts it on the disk for good. Twice is fine.
@@ -213,6 +231,7 @@ class LogStore:
             LogStoreFull: there is no room for the mark.
         """
         job = _name(job_id)
+        self._forget_writing(job)
         await self._run(lambda: self._complete(job))
         self._wake(job)
         await self._run(lambda: self._sync(job))
@@ -226,6 +245,7 @@ class LogStore:
     async def delete(self, job_id: UUID | str) -> None:
         """Removes a log. An unknown one is fine."""
         job = _name(job_id)
+        self._forget_writing(job)
         await self._run(lambda: self._delete(job))
         self._wake(job)
 
@@ -233,6 +253,10 @@ class LogStore:
         """Ends the threads, after what they are doing."""
         if self._threads:
             await asyncio.to_thread(self._threads.shutdown)
+
+    def _forget_writing(self, job: str) -> None:
+        self._tails.pop(job, None)
+        self._told_at.pop(job, None)
 
     def _in_thread(self, work: Callable[[], T]) -> Awaitable[T]:
         return asyncio.get_running_loop().run_in_executor(self._threads, work)

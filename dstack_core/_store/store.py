@@ -17,19 +17,22 @@ import functools
 import inspect
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Protocol, Self, TypeVar
+from uuid import UUID
 
-from sqlalchemy.engine import Engine
+from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from dstack_core._store import StoreDamaged, StoreError, StoreOutcomeUnknown, StoreUnavailable
+from dstack_core._store import records as rows
 from dstack_core._store.databases import Database, Trouble, open_database
 from dstack_core._store.schema import prepare
+from dstack_core._store.tables import Base
 
 __all__ = [
     "FaultPoint",
@@ -207,7 +210,7 @@ class Store:
             except (DBAPIError, _Lost) as error:
                 self._failed(error)
             try:
-                Session.commit(session)
+                session.commit_all()
                 self._fault("after commit")
             except (DBAPIError, _Lost) as error:
                 self._failed(error, committing=True)
@@ -221,7 +224,7 @@ class Store:
                 if self._database.trouble(error) is Trouble.READONLY:
                     raise RuntimeError(f"{_name(fn)} writes: {_NO_WRITE}") from error
                 self._failed(error)
-            if session.new or session.dirty or session.deleted:
+            if session.changed():
                 raise RuntimeError(f"{_name(fn)} changes rows: {_NO_WRITE}")
         return value
 
@@ -279,7 +282,47 @@ class _TransactSession(Session):
     """A session whose transaction is not its user's to end."""
 
     def __init__(self, engine: Engine) -> None:
-        super().__init__(engine, expire_on_commit=False)
+        super().__init__(expire_on_commit=False)
+        self._engine = engine
+        self.records: dict[tuple[type[Base], UUID], rows.Record] = {}
+        self._link: Connection | None = None
+
+    def connection(self, *_: Any, **__: Any) -> Connection:
+        """The one connection of the transaction, which begins with its first use."""
+        if self._link is None:
+            self._link = self._engine.connect()
+            self._link.begin()
+        return self._link
+
+    def get_bind(self, *_: Any, **__: Any) -> Connection:
+        """What the ORM joins when it is used."""
+        return self.connection()
+
+    def commit_all(self) -> None:
+        """Commits, after everything was flushed."""
+        if self.in_transaction():
+            super().commit()
+        if self._link is not None:
+            self._link.commit()
+
+    def close(self) -> None:
+        """Rolls back what is not committed, and gives the connection back."""
+        try:
+            super().close()
+        finally:
+            link, self._link = self._link, None
+            if link is not None:
+                link.close()
+
+    def flush(self, objects: Sequence[Any] | None = None) -> None:
+        """Writes what was changed, on records and on rows of the ORM."""
+        if self.records:
+            rows.flush(self, [(table, record) for (table, _), record in self.records.items()])
+        super().flush(objects)
+
+    def changed(self) -> bool:
+        """Whether there is anything to write."""
+        return bool(self.new or self.dirty or self.deleted or any(one.changes() for one in self.records.values()))
 
     def commit(self) -> NoReturn:
         raise RuntimeError("the store commits when the function returns")

@@ -13,6 +13,7 @@ from dstack_core._engine.jobs import JobHandler
 from dstack_core._engine.orphans import Verdict
 from dstack_core._engine.transitions import InstanceEvent
 from dstack_core._models.instances import InstanceState
+from dstack_core._store import records
 from dstack_core._store.store import Store
 from dstack_core.errors import BackendError
 
@@ -58,7 +59,7 @@ def _no_token() -> AbstractContextManager[None]:
     """Whoever once had a lease may write, whoever has it now."""
 
     def held(session: Any, lease: Any, table: Any) -> Any:
-        return session.get_one(table, lease.id)
+        return records.get(session, table, lease.id)
 
     @contextmanager
     def everywhere() -> Iterator[None]:

@@ -506,3 +506,34 @@ async def test_a_quarter_gigabyte_in_flat_memory(logs: LogStore) -> None:
         offset += len(data)
     assert offset == count << 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+@pytest.mark.anyio
+async def test_a_follower_gets_what_was_just_stored(logs: LogStore) -> None:
+    """Piece by piece, as it was stored, while earlier and later places are read from the file."""
+    pieces = [bytes([number]) * (1000 + number) for number in range(8)]
+    at = 0
+    for piece in pieces:
+        told = asyncio.create_task(logs.wait(JOB, at, timeout=30))
+        await asyncio.sleep(0)
+        await logs.append(JOB, at, piece)
+        assert (await told).end == at + len(piece)
+        assert await logs.read(JOB, at) == (at, piece)
+        assert await logs.read(JOB, at + 1) == (at + 1, piece[1:])
+        assert await logs.read(JOB, at, limit=10) == (at, piece[:10])
+        at += len(piece)
+    await logs.close_job(JOB)
+    assert b"".join([data async for data in follow(logs)]) == b"".join(pieces)
+
+
+@pytest.mark.anyio
+async def test_a_follower_finds_what_another_process_goes_on_to_store(tmp_path: Path, logs: LogStore) -> None:
+    """Though this process has stored something a moment ago, and nobody tells it of more."""
+    other = LogStore(tmp_path / "logs")
+    await logs.append(JOB, 0, b"ours")
+    told = asyncio.create_task(logs.wait(JOB, 4, timeout=30))
+    await asyncio.sleep(0)
+    await other.append(JOB, 4, b", theirs")
+    assert (await told).end == len(b"ours, theirs")
+    assert (await logs.read(JOB, 0))[1] == b"ours, theirs"
+    await other.aclose()

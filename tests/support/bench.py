@@ -26,6 +26,7 @@ from dstack_core._engine.shortages import Shortages
 from dstack_core._engine.sweeper import Round, Sweeper
 from dstack_core._engine.transitions import InstanceStatus
 from dstack_core._models.instances import Endpoint
+from dstack_core._store import records
 from dstack_core._store.store import Store
 from dstack_core._store.tables import InstanceRow
 from dstack_core._transport import AgentHealth, AgentUnreachable, Said
@@ -148,9 +149,8 @@ class Bench:
         """Writes an intent for the cloud's first offer; with a keyring, for a machine that boots."""
         whom = IntentFor(UUID(int=1), UUID(int=2), "run", "main", 3600)
         intent = render_intent(self.seams, OWNER, whom, self.cloud.offers[0], Path("/agent.pyz"), keyring=keyring)
-        row = intent.row(self.clock.now())
-        row.job_id = row.run_id = None
-        await self.store.transact(lambda session: session.add(row))
+        values = {**intent.values(self.clock.now()), "job_id": None, "run_id": None}
+        await self.store.transact(lambda session: records.add(session, InstanceRow, values))
         return intent.id
 
     async def take(self) -> Lease | None:
