@@ -61,7 +61,9 @@ class Entry:
 
         Raises:
             OSError: something cannot be written; what was there is as it was.
+            ConfigurationError: one of the paths cannot be named in such a file.
         """
+        self._files.check(self._login)
         (self.folder / _LOGIN).write_text(self._login.text())
         with self._files.locked():
             self._files.renew()
@@ -92,6 +94,11 @@ class _Files:
     def locked(self) -> AbstractContextManager[None]:
         """One process at a time."""
         return locked(self._folder)
+
+    def check(self, login: Login) -> None:
+        """Whether all of it can be written at all: what cannot would be in the way of others."""
+        quoted(self._config)
+        login.entries(self._config, self._known)
 
     def renew(self) -> None:
         """Writes what fits those that live."""

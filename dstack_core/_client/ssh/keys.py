@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 from dstack_core._client.ssh.files import locked, replace
-from dstack_core._home import home
+from dstack_core._home import ensure_home, home
 from dstack_core.errors import ConfigurationError
 
 _TIMEOUT = 30.0
@@ -17,8 +17,8 @@ _TIMEOUT = 30.0
 
 def ssh_folder() -> Path:
     """Where all about SSH is in the home folder; made if it was not there."""
-    path = home() / "ssh"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = ensure_home() / "ssh"
+    path.mkdir(mode=0o700, exist_ok=True)
     return path
 
 

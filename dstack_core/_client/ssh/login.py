@@ -15,8 +15,8 @@ KEEP_ALIVE, LOOKS = 5, 3
 CONNECT_TIMEOUT = 15
 """Seconds."""
 _INSIDE = "/usr/local/lib/dstack/inside sshd"
-# They would end a quoted word of OpenSSH's configuration, or be filled in by it.
-_UNFIT = '"\\*?[]${}\n\r\t'
+# They would end a quoted word of OpenSSH's configuration, or mean something in it that differs from place to place.
+_UNFIT = '"\\*?[]${}%\n\r\t'
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ class Login:
         container or not, and speaks through the first connection.
         """
         machine = f"{self.name}.machine"
-        through = f"ssh -F {shlex.quote(str(config))} {machine} {_INSIDE}".replace("%", "%%")
+        through = f"ssh -F {shlex.quote(str(config))} {machine} {_INSIDE}"
         inside = [("HostName", self.name), ("ProxyCommand", through), *self._trust(known_hosts)]
         return _entry(machine, self.options(known_hosts)) + _entry(self.name, inside)
 
@@ -109,4 +109,4 @@ def quoted(path: str | Path) -> str:
             f"The path {str(path)!r} has a character that OpenSSH's configuration cannot hold. Use one without it; "
             "DSTACK_HOME says where dstack's own files are."
         )
-    return '"{}"'.format(str(path).replace("%", "%%"))
+    return f'"{path}"'
