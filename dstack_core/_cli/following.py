@@ -63,11 +63,10 @@ def follow(client: Client, run: Run) -> int:
         Exit code: that of the run, or 1 if it ended badly without one.
     """
     say(f"{run.name} is submitted. Ctrl+C stops it.")
-    with Interrupts(client, run), run:
+    with ends_in_order(), Interrupts(client, run), run:
         with _waiting(f"{run.name} is being started"):
             _attach(run)
-        for port, local in sorted((run.ports or {}).items()):
-            say(f"Port {port} of {run.name} is at 127.0.0.1:{local}")
+        show_ways(run)
         for chunk in run.logs():
             sys.stdout.buffer.write(chunk)
             sys.stdout.buffer.flush()
@@ -83,6 +82,31 @@ def _attach(run: Run) -> None:
         run.attach()
     except (AttachError, PortUsedError) as error:
         say(f"dstack: {error}")
+
+
+def show_ways(run: Run) -> None:
+    """Says where an attached run is reached."""
+    from dstack_core._client.ssh.config import leads_to
+
+    for port, local in sorted((run.ports or {}).items()):
+        say(f"Port {port} of {run.name} is at 127.0.0.1:{local}")
+    if run.ports is not None and leads_to(run.name):
+        say(f"To log in: ssh {run.name}")
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """While in its block, a closed terminal, or SIGTERM, ends the program as an error would: it detaches."""
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def say(text: str) -> None:

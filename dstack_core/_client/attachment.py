@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import socket
 import threading
 import warnings
@@ -59,6 +60,8 @@ class Attachment:
             for port, local in wanted:
                 self._open(port, local, job.ports.get(port, port) if login is None else None)
             if login is not None:
+                # A program may end without a word.
+                atexit.register(self.close)
                 self._connect(login, job)
             self._forward(job)
             self._check()
@@ -120,6 +123,7 @@ class Attachment:
 
     def close(self) -> None:
         """Gives the local ports back, and ends the connections that are open. May be called twice."""
+        atexit.unregister(self.close)
         with self._closing:
             if self._forwarder is not None:
                 self._forwarder.close()

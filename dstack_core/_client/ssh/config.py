@@ -22,6 +22,7 @@ from pathlib import Path
 
 from dstack_core._client.ssh.files import locked, replace
 from dstack_core._client.ssh.login import Login, quoted
+from dstack_core._home import home
 
 _LOGIN = "login"
 _numbers = count()
@@ -30,6 +31,13 @@ _numbers = count()
 def user_folder() -> Path:
     """Where the user's own settings for OpenSSH are."""
     return Path("~/.ssh").expanduser()
+
+
+def leads_to(name: str) -> bool:
+    """Whether `ssh NAME` leads to a run that is attached."""
+    with suppress(OSError):
+        return f"\nHost {name}\n" in (home() / "ssh" / "config").read_text()
+    return False
 
 
 class Entry:

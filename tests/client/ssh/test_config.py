@@ -71,7 +71,8 @@ def test_openssh_understands_it(ours: Path, users: Path) -> None:
         assert said["identityfile"] == "/keys/id"
         assert said["user"] == "root"
         assert said["forwardagent"] == "yes"
-    assert (said["hostname"], said["port"]) == ("192.0.2.7", "2222")
+    machine = understood(users / "config", "one.machine")
+    assert (machine["hostname"], machine["port"]) == ("192.0.2.7", "2222")
     through = understood(users / "config", "one")["proxycommand"]
     assert through.startswith("ssh -F ")
     assert through.endswith("one.machine /usr/local/lib/dstack/inside sshd")
