@@ -93,6 +93,7 @@ class Tunnel:
                 start_new_session=True,
             )
         except FileNotFoundError as error:
+            self._errors.close()
             raise AttachError("The command ssh is not here. Install the OpenSSH client, and attach again.") from error
 
     def _wait(self) -> None:
