@@ -96,17 +96,22 @@ def show_ways(run: Run) -> None:
 
 @contextmanager
 def ends_in_order() -> Iterator[None]:
-    """While in its block, a closed terminal, or SIGTERM, ends the program as an error would: it detaches."""
+    """While in its block, a closed terminal, or SIGTERM, ends the program as an error would: it detaches.
+
+    What is ignored, as under `nohup`, stays ignored.
+    """
 
     def leave(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def say(text: str) -> None:
