@@ -204,6 +204,21 @@ def test_the_agent_is_killed(client: Client, cloud: NimbusServer, fleet: Fleet) 
     nothing_billed(cloud)
 
 
+def test_the_agent_is_killed_and_no_server_is_there(
+    client: Client, cloud: NimbusServer, fleet: Fleet, cloud_home: Home
+) -> None:
+    """The machine powers itself off, long before its lease ends, and the next server finds the run lost."""
+    run = submit(client, "sleep 98765")
+    machine = machine_of(fleet, cloud)
+    runs(run)
+    cloud_home.kill_server()
+    machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "dstack-agent")
+    wait_until(lambda: machine.state == "terminated", timeout=LONG, what="the machine to power itself off")
+    assert ended(run, LONG).status is RunStatus.FAILED
+    assert run.reason in {Reason.AGENT_LOST, Reason.INSTANCE_LOST}
+    nothing_billed(cloud)
+
+
 def test_the_agent_of_a_container_is_killed(home: Home, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run fails with that reason, and its container is gone with the machine."""
     with NimbusServer(machines=Prepared(fleet), container_engine=True) as cloud:  # type: ignore[arg-type]  # boots
