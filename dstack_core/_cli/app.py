@@ -209,13 +209,13 @@ def attach(
 
     While a run on a cloud's machine is attached, `ssh RUN` in another terminal logs in where its job is.
     """
-    from dstack_core._cli.following import ends_in_order, show_ways
+    from dstack_core._cli.following import ends_in_order, print_output, show_ways
 
     with ends_in_order(), _client(project) as client, _run(client, run_name) as run:
         try:
             attached = run.attach(ssh_identity)
             show_ways(run)
-            _print(run.logs())
+            print_output(client, run, run.check_attached)
         except KeyboardInterrupt:
             print(f"\nDetached; {run.name} goes on. To stop it: dstack stop {run.name}", file=sys.stderr)
             raise

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -67,9 +67,7 @@ def follow(client: Client, run: Run) -> int:
         with _waiting(f"{run.name} is being started"):
             _attach(run)
         show_ways(run)
-        for chunk in run.logs():
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+        print_output(client, run, lambda: _tell_break(run))
         run.refresh()
     if run.message:
         say(run.message)
@@ -82,6 +80,24 @@ def _attach(run: Run) -> None:
         run.attach()
     except (AttachError, PortUsedError) as error:
         say(f"dstack: {error}")
+
+
+def _tell_break(run: Run) -> None:
+    """Whoever submitted it follows it to its end, whatever becomes of its ports."""
+    try:
+        run.check_attached()
+    except AttachError as error:
+        say(f"dstack: {error}")
+
+
+def print_output(client: Client, run: Run, check: Callable[[], None]) -> None:
+    """Prints all that a run prints, and asks now and then whether to go on."""
+    from dstack_core._client.output import OutputReader
+
+    reader = OutputReader(client.client, client.project, run.id, None, diagnose=False, check=check)
+    for chunk in reader.chunks():
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
 
 
 def show_ways(run: Run) -> None:

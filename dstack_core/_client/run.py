@@ -234,22 +234,33 @@ class Run:
 
         project = self._model.project_name
         reader = OutputReader(
-            self._api, project, self.id, start_time, diagnose=diagnose, replica_num=replica_num, check=self._check
+            self._api, project, self.id, start_time, diagnose=diagnose, replica_num=replica_num, check=self._check_ports
         )
         return reader.chunks()
 
-    def _check(self) -> None:
-        """Raises if the run goes on, and the connection to its machine does not."""
+    def _check_ports(self) -> None:
+        """Who follows the output of a run without ports misses nothing."""
+        if self._attachment is not None and self._attachment.ports:
+            self.check_attached()
+
+    def check_attached(self) -> None:
+        """Does nothing, unless the connection to the run's machine broke while the run goes on.
+
+        Not attached, or attached to a run that has ended meanwhile, or that is being retried, is no error.
+
+        Raises:
+            AttachError: it broke; says why. `attach` makes another one.
+        """
         attachment = self._attachment
         if attachment is None or attachment.broken is None:
             return
+        self.detach()
         self.refresh()
         if self.status.value == "running":
             raise AttachError(
-                f"{attachment.broken} The run '{self.name}' goes on; its ports are not forwarded any more. To forward "
-                "them again: attach()"
+                f"{attachment.broken} The run '{self.name}' goes on, and is not attached any more. Attach again to go "
+                "on here; its output can be read without that."
             )
-        self.detach()
 
     def attach(self, ssh_identity_file: str | PathLike[str] | None = None) -> bool:
         """Waits until the run runs, and forwards its ports to this computer, where `ports` says.
@@ -263,8 +274,8 @@ class Run:
         A machine of a cloud is reached over SSH, by the command `ssh`, with the key in `$DSTACK_HOME/ssh`, which is
         made when the first run is submitted. While attached, `ssh NAME` logs in where the job is: in its container, or
         else in its working directory. For that, `~/.ssh/config` gets a line at its top, and is as it was after the
-        last `detach`. If the connection breaks, `ports` is `None` again, `logs` raises `AttachError` if the run goes
-        on, and `attach` makes another connection.
+        last `detach`. If the connection breaks while the run goes on, `ports` is `None` again, `check_attached` raises
+        `AttachError`, and so does `logs` if the run has ports; `attach` makes another connection.
 
         Args:
             ssh_identity_file: the private key to log in with, where the instance is reached over SSH. Machines let in

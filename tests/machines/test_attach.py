@@ -163,7 +163,7 @@ def test_a_cut_ends_it(client: Client, cloud: NimbusServer, fleet: Fleet, users:
         with pytest.raises(OSError, match="refused"):
             fetch(port)
         assert users.read_bytes() == MINE
-        with pytest.raises(AttachError, match=rf"broke.*The run '{run.name}' goes on"):
+        with pytest.raises(AttachError, match=f"broke.*The run '{run.name}' goes on"):
             list(run.logs())
         with pytest.raises(AttachError, match="cannot be reached over SSH from this computer"):
             run.attach()
@@ -172,6 +172,26 @@ def test_a_cut_ends_it(client: Client, cloud: NimbusServer, fleet: Fleet, users:
     assert run.attach()
     assert run.ports is not None
     assert fetched(run.ports[8000])
+    run.stop(abort=True)
+    nothing_billed(cloud)
+
+
+def test_a_cut_ends_the_command(
+    client: Client, cloud: NimbusServer, fleet: Fleet, cloud_home: Home, users: Path
+) -> None:
+    """`dstack attach` does not hang, though the job says nothing and has no ports: the error says what happened."""
+    run = submit(client, "echo hi; sleep 1000")
+    argv = [sys.executable, "-m", "dstack_core._cli", "attach", run.name]
+    with subprocess.Popen(argv, env=cloud_home.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as attached:
+        assert attached.stdout is not None
+        assert attached.stdout.readline() == b"hi\n"
+        machine = machine_of(fleet, cloud)
+        machine.cut()
+        _, err = attached.communicate(timeout=90)
+        machine.mend()
+    assert attached.returncode == 1
+    assert f"broke (it did not answer for 15 s, or was switched off). The run '{run.name}' goes on" in err.decode()
+    assert users.read_bytes() == MINE
     run.stop(abort=True)
     nothing_billed(cloud)
 

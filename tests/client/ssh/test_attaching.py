@@ -73,11 +73,29 @@ def test_a_break_ends_it(run: Run, user: Path) -> None:
     wait_until(lambda: not (user / ".ssh").exists(), what="the end of its entry")
     with pytest.raises(ConnectionRefusedError):
         heard(port)
-    with pytest.raises(AttachError, match=r"broke .*The run 'a-run' goes on; .* attach\(\)"):
+    with pytest.raises(AttachError, match=r"broke .*The run 'a-run' goes on.* Attach again"):
         next(run.logs())
+    run.check_attached()
     assert run.attach()
     assert next(run.logs()) == b"hi\n"
     run.detach()
+
+
+def test_a_break_is_no_matter_for_the_output_of_a_run_without_ports(
+    run: Run, server: ScriptedServer, user: Path
+) -> None:
+    """Its output is followed to the end, also to that of another attempt; whoever asks is told."""
+    place = run._model.jobs[0].job_submissions[-1].job_provisioning_data
+    server.on("get", lambda _: json_of(run_model(at=place)))
+    assert run.attach()
+    assert run.ports == {}
+    (ssh,) = children()
+    os.kill(ssh, signal.SIGKILL)
+    wait_until(lambda: run.ports is None, what="the end of the attach")
+    assert next(run.logs()) == b"hi\n"
+    with pytest.raises(AttachError, match="broke"):
+        run.check_attached()
+    assert not (user / ".ssh").exists()
 
 
 def test_a_break_with_the_end_of_the_run_is_none(run: Run, server: ScriptedServer) -> None:
