@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import socket
 import threading
 import warnings
@@ -50,6 +51,7 @@ class Attachment:
     ) -> None:
         self.ports: dict[int, int] = {}
         self.broken: str | None = None
+        self._pid = os.getpid()
         self._closing = threading.Lock()
         self._forwarder: Forwarder | None = None
         self._entry: Entry | None = None
@@ -124,6 +126,9 @@ class Attachment:
     def close(self) -> None:
         """Gives the local ports back, and ends the connections that are open. May be called twice."""
         atexit.unregister(self.close)
+        if os.getpid() != self._pid:
+            # A forked child ends: all of this is its parent's.
+            return
         with self._closing:
             if self._forwarder is not None:
                 self._forwarder.close()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,12 @@ import pytest
 from dstack.api import AttachError, ConfigurationError, PortUsedError, Run, RunStatus
 from dstack.api.server import APIClient
 from dstack_core._client.ports import listen
+from dstack_core._client.ssh.login import Login
 from dstack_core.testing import wait_until
 from tests.client.scripted import ScriptedServer, json_of, located, log_piece, run_model
 from tests.client.ssh.test_tunnel import children, echo
 from tests.support.git_hosts import SshServer, ssh_server
+from tests.support.homes import ROOT
 
 __all__ = ["echo", "ssh_server"]
 pytestmark = pytest.mark.root
@@ -108,6 +112,32 @@ def test_a_break_with_the_end_of_the_run_is_none(run: Run, server: ScriptedServe
     assert next(run.logs()) == b"hi\n"
     assert run.attach()
     assert run.ports is None
+
+
+_FORKS = """
+import os, sys
+from pathlib import Path
+from dstack_core._client.attachment import Attachment
+from dstack_core._client.ssh.login import Login
+from tests.client.scripted import located
+attachment = Attachment([], located(), None, Login.parse(sys.argv[1]))
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(attachment.broken, Path("~/.ssh/config").expanduser().exists(), list(attachment._entry.folder.iterdir()) != [])
+"""
+
+
+def test_a_forked_child_leaves_it_to_its_parent(run: Run, key: Path, user: Path) -> None:
+    """When the child ends, all is still there; when the parent ends, it is not, though it says no word."""
+    data = run._model.jobs[0].job_submissions[-1].job_provisioning_data
+    assert data is not None
+    login = Login("a-run", "a", "127.0.0.1", data.ssh_port or 0, "root", data.host_key or "", str(key))
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    argv = [sys.executable, "-W", "ignore", "-c", _FORKS, login.text()]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.stdout, done.stderr) == ("None True True\n", "")
+    assert not (user / ".ssh").exists()
 
 
 def test_a_taken_port_is_told_before_anything_is_done(run: Run, user: Path, api: APIClient) -> None:
