@@ -9,7 +9,7 @@ Layout:
     │                                        agent/, ssh/, locks
     ├── client/                              what the client knows of the folders that it sent
     ├── local/<instance>/                    one directory per instance of the local backend
-    └── ssh/                                 what `attach` writes for OpenSSH
+    └── ssh/                                 the user's key, and what `attach` writes for OpenSSH
 """
 
 from __future__ import annotations

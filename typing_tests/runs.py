@@ -56,6 +56,7 @@ def the_page(client: Client) -> None:
     )
     assert_type(run, SubmittedRun)
     assert_type(run.attach(), bool)
+    run.check_attached()
     try:
         for log in run.logs():
             assert_type(log, bytes)

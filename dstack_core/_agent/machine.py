@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from .process import Terminal
     from .steps import Codes, Flags, Looks, Steps
 
+FOLDER = "agent.folder"
+"""File that names the folder the job runs in: where people who log in to the machine land."""
+
 _VENV_LIMIT = 900.0
 
 
@@ -46,8 +49,11 @@ class OnMachine:
             env["PATH"] = os.path.join(venv, "bin") + os.pathsep + env.get("PATH", os.defpath)
         if self._spec.service_port is not None:
             yield from self._listen(env, self._spec.service_port)
+        place = working_dir(self._spec, self._directory)
+        with open(os.path.join(self._directory, FOLDER), "w", encoding="utf-8", errors="surrogateescape") as note:
+            note.write(place)
         try:
-            self.pid = spawn(self._argv(), env, working_dir(self._spec, self._directory), terminal.slave, give_way=True)
+            self.pid = spawn(self._argv(), env, place, terminal.slave, give_way=True)
         except OSError as error:
             raise Failed("start_failed", _cannot_run(error)) from None
 

@@ -192,14 +192,30 @@ def logs(
 
 
 @app.command()
-def attach(run_name: RunName, project: Project = None) -> None:
-    """Forward the ports of a run to this computer and print its output. Ctrl+C detaches; the run goes on."""
-    with _client(project) as client, _run(client, run_name) as run:
+def attach(
+    run_name: RunName,
+    ssh_identity: Annotated[
+        str | None,
+        typer.Option(
+            "--ssh-identity",
+            "-i",
+            metavar="FILE",
+            help="The private key for its machine; the one in the home folder if not set.",
+        ),
+    ] = None,
+    project: Project = None,
+) -> None:
+    """Forward the ports of a run to this computer and print its output. Ctrl+C detaches; the run goes on.
+
+    While a run on a cloud's machine is attached, `ssh RUN` in another terminal logs in where its job is.
+    """
+    from dstack_core._cli.following import ends_in_order, print_output, show_ways
+
+    with ends_in_order(), _client(project) as client, _run(client, run_name) as run:
         try:
-            attached = run.attach()
-            for port, local in sorted((run.ports or {}).items()):
-                print(f"Port {port} of {run.name} is at 127.0.0.1:{local}", file=sys.stderr)
-            _print(run.logs())
+            attached = run.attach(ssh_identity)
+            show_ways(run)
+            print_output(client, run, run.check_attached)
         except KeyboardInterrupt:
             print(f"\nDetached; {run.name} goes on. To stop it: dstack stop {run.name}", file=sys.stderr)
             raise

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Self
 
@@ -63,14 +63,11 @@ def follow(client: Client, run: Run) -> int:
         Exit code: that of the run, or 1 if it ended badly without one.
     """
     say(f"{run.name} is submitted. Ctrl+C stops it.")
-    with Interrupts(client, run), run:
+    with ends_in_order(), Interrupts(client, run), run:
         with _waiting(f"{run.name} is being started"):
             _attach(run)
-        for port, local in sorted((run.ports or {}).items()):
-            say(f"Port {port} of {run.name} is at 127.0.0.1:{local}")
-        for chunk in run.logs():
-            sys.stdout.buffer.write(chunk)
-            sys.stdout.buffer.flush()
+        show_ways(run)
+        print_output(client, run, lambda: _tell_break(run))
         run.refresh()
     if run.message:
         say(run.message)
@@ -83,6 +80,54 @@ def _attach(run: Run) -> None:
         run.attach()
     except (AttachError, PortUsedError) as error:
         say(f"dstack: {error}")
+
+
+def _tell_break(run: Run) -> None:
+    """Whoever submitted it follows it to its end, whatever becomes of its ports."""
+    try:
+        run.check_attached()
+    except AttachError as error:
+        say(f"dstack: {error}")
+
+
+def print_output(client: Client, run: Run, check: Callable[[], None]) -> None:
+    """Prints all that a run prints, and asks now and then whether to go on."""
+    from dstack_core._client.output import OutputReader
+
+    reader = OutputReader(client.client, client.project, run.id, None, diagnose=False, check=check)
+    for chunk in reader.chunks():
+        sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+
+
+def show_ways(run: Run) -> None:
+    """Says where an attached run is reached."""
+    from dstack_core._client.ssh.config import leads_to
+
+    for port, local in sorted((run.ports or {}).items()):
+        say(f"Port {port} of {run.name} is at 127.0.0.1:{local}")
+    if run.ports is not None and leads_to(run.name):
+        say(f"To log in: ssh {run.name}")
+
+
+@contextmanager
+def ends_in_order() -> Iterator[None]:
+    """While in its block, a closed terminal, or SIGTERM, ends the program as an error would: it detaches.
+
+    What is ignored, as under `nohup`, stays ignored.
+    """
+
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    ours = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def say(text: str) -> None:

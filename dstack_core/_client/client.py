@@ -46,7 +46,7 @@ class Client:
         self._ssh_identity_file = ssh_identity_file
         self._repos = RepoCollection(api_client, project_name)
         self._backends = BackendCollection(api_client, project_name)
-        self._runs = RunCollection(api_client, project_name)
+        self._runs = RunCollection(api_client, project_name, ssh_identity_file)
 
     @staticmethod
     def from_config(

@@ -16,11 +16,10 @@ STOP_TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Forward:
-    """Connections accepted by `listener` go to `host`, `port`."""
+    """Connections accepted by `listener` go to `place`: a host and a port, or a unix socket."""
 
     listener: socket.socket
-    host: str
-    port: int
+    place: tuple[str, int] | str
 
 
 class Forwarder:
@@ -70,11 +69,17 @@ async def _connect(forward: Forward, reader: asyncio.StreamReader, writer: async
     """One connection, from its begin to its end. If nobody listens at the other side, it just ends."""
     with contextlib.suppress(OSError, TimeoutError), contextlib.closing(writer):
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            there = await asyncio.open_connection(forward.host, forward.port, limit=PIECE)
+            there = await _open(forward.place)
         with contextlib.closing(there[1]):
             async with asyncio.TaskGroup() as both:
                 both.create_task(_pump(reader, there[1]))
                 both.create_task(_pump(there[0], writer))
+
+
+async def _open(place: tuple[str, int] | str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    if isinstance(place, str):
+        return await asyncio.open_unix_connection(place, limit=PIECE)
+    return await asyncio.open_connection(*place, limit=PIECE)
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

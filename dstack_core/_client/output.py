@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 from uuid import UUID
@@ -31,6 +31,7 @@ class OutputReader:
         start_time: where to start; `None` for the beginning.
         diagnose: the engine's account of the run instead of its output.
         replica_num: whose output.
+        check: asked now and then whether to go on; it raises if not.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class OutputReader:
         *,
         diagnose: bool,
         replica_num: int = 0,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._api = api
         self._project = project
@@ -50,12 +52,14 @@ class OutputReader:
         self._start_time = start_time.astimezone(UTC) if start_time is not None else None
         self._diagnose = diagnose
         self._replica_num = replica_num
+        self._check = check
         self._offset = 0
         self._useless = 0
 
     def chunks(self) -> Iterator[bytes]:
         """The bytes as they come, until the run has ended and all was said."""
         while True:
+            self._check()
             before, asked = self._offset, time.monotonic()
             with self._api.open_logs(self._project, self._run_id, self._query()) as answer:
                 self._start_at(answer.offset)
@@ -86,6 +90,7 @@ class OutputReader:
             for chunk in answer.chunks:
                 self._offset += len(chunk)
                 yield chunk
+                self._check()
         except BrokenStreamError:
             # Silence for long, or no server any more: the next request finds out.
             return

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from dstack_core._client.attachment import Attachment
     from dstack_core._client.ports import PortReservation
     from dstack_core._client.presence import Presence
+    from dstack_core._client.ssh.login import Login
     from dstack_core._models.runs import Job, JobProvisioningData, JobSubmission, Reason, RunStatus
     from dstack_core._models.runs import Run as RunModel
 
@@ -45,9 +46,12 @@ class Run:
     As a context manager it detaches at the end of the block; the run itself goes on.
     """
 
-    def __init__(self, api_client: APIClient, model: RunModel) -> None:
+    def __init__(
+        self, api_client: APIClient, model: RunModel, ssh_identity_file: str | PathLike[str] | None = None
+    ) -> None:
         self._api = api_client
         self._model = model
+        self._ssh_identity_file = ssh_identity_file
         self._attachment: Attachment | None = None
         self._presence: Presence | None = None
 
@@ -93,7 +97,7 @@ class Run:
     @property
     def ports(self) -> dict[int, int] | None:
         """While attached: the local port for each port of the run, as `{80: 8080}`. Else `None`."""
-        return dict(self._attachment.ports) if self._attachment else None
+        return dict(self._attachment.ports) if self._attachment and not self._attachment.broken else None
 
     @property
     def exit_code(self) -> int | None:
@@ -229,10 +233,36 @@ class Run:
         from dstack_core._client.output import OutputReader
 
         project = self._model.project_name
-        reader = OutputReader(self._api, project, self.id, start_time, diagnose=diagnose, replica_num=replica_num)
+        reader = OutputReader(
+            self._api, project, self.id, start_time, diagnose=diagnose, replica_num=replica_num, check=self._check_ports
+        )
         return reader.chunks()
 
-    def attach(self, ssh_identity_file: str | PathLike[str] | None = None) -> bool:  # noqa: ARG002  # nothing uses SSH yet
+    def _check_ports(self) -> None:
+        """Who follows the output of a run without ports misses nothing."""
+        if self._attachment is not None and self._attachment.ports:
+            self.check_attached()
+
+    def check_attached(self) -> None:
+        """Does nothing, unless the connection to the run's machine broke while the run goes on.
+
+        Not attached, or attached to a run that has ended meanwhile, or that is being retried, is no error.
+
+        Raises:
+            AttachError: it broke; says why. `attach` makes another one.
+        """
+        attachment = self._attachment
+        if attachment is None or attachment.broken is None:
+            return
+        self.detach()
+        self.refresh()
+        if self.status.value == "running":
+            raise AttachError(
+                f"{attachment.broken} The run '{self.name}' goes on, and is not attached any more. Attach again to go "
+                "on here; its output can be read without that."
+            )
+
+    def attach(self, ssh_identity_file: str | PathLike[str] | None = None) -> bool:
         """Waits until the run runs, and forwards its ports to this computer, where `ports` says.
 
         The port of a service leads to one replica, one that is ready if there is any, for as long as that one lives;
@@ -241,8 +271,15 @@ class Run:
 
         A dev environment does not end for want of activity while somebody is attached to it.
 
+        A machine of a cloud is reached over SSH, by the command `ssh`, with the key in `$DSTACK_HOME/ssh`, which is
+        made when the first run is submitted. While attached, `ssh NAME` logs in where the job is: in its container, or
+        else in its working directory. For that, `~/.ssh/config` gets a line at its top, and is as it was after the
+        last `detach`. If the connection breaks while the run goes on, `ports` is `None` again, `check_attached` raises
+        `AttachError`, and so does `logs` if the run has ports; `attach` makes another connection.
+
         Args:
-            ssh_identity_file: the key to log in with, where the instance is reached over SSH.
+            ssh_identity_file: the private key to log in with, where the instance is reached over SSH. Machines let in
+                the one with which the run was submitted. Default: that of the client, else the one in the home folder.
 
         Returns:
             False if the run has ended already, and not well: see `status` and `message`.
@@ -250,14 +287,17 @@ class Run:
         Raises:
             PortUsedError: a wanted local port is taken.
             AttachError: the instance's ports cannot be reached from here.
+            ConfigurationError: the key cannot be used.
         """
         if self._attachment is not None:
-            return True
+            if self._attachment.broken is None:
+                return True
+            self.detach()
         self._wait_until_running()
         if self.status.is_finished:
             self.detach()
             return self.status.value == "done"
-        self._attachment = self._forwarded()
+        self._attachment = self._forwarded(ssh_identity_file or self._ssh_identity_file)
         self._presence = self._present()
         return True
 
@@ -292,7 +332,7 @@ class Run:
                 self._model.project_name, run_id=self.id, after_version=self._model.version, wait=LONGEST_WAIT
             )
 
-    def _forwarded(self) -> Attachment:
+    def _forwarded(self, identity: str | PathLike[str] | None) -> Attachment:
         from dstack_core._client.attachment import Attachment
         from dstack_core._client.ports import wanted_of, with_free_ports
 
@@ -303,13 +343,32 @@ class Run:
         data = job.job_submissions[-1].job_provisioning_data
         if data is None:
             raise AttachError(f"Run '{self.name}' runs, but where is not known. Try again.")
+        if data.ssh_port is not None and data.host_key is not None:
+            login = self._login(job.job_submissions[-1], data, identity)
+            return Attachment(wanted, data, self._reservation(), login)
         if wanted and not (data.same_host_as_server and self._api.on_this_computer):
             cure = f"Reach it at {self.url}." if self._model.service else "Its output can be read, with logs()."
             raise AttachError(
-                f"Run '{self.name}' runs on another computer ({data.hostname}), whose ports this version cannot "
-                f"forward. {cure}"
+                f"Run '{self.name}' runs on another computer ({data.hostname}), which is not reached over SSH: its "
+                f"ports cannot be forwarded. {cure}"
             )
         return Attachment(wanted, data, self._reservation())
+
+    def _login(
+        self, submission: JobSubmission, data: JobProvisioningData, identity: str | PathLike[str] | None
+    ) -> Login:
+        from dstack_core._client.ssh.keys import identity_file
+        from dstack_core._client.ssh.login import Login
+
+        return Login(
+            name=self.name,
+            alias=f"dstack-{submission.id}",
+            host=data.hostname or "",
+            port=data.ssh_port or 22,
+            user=data.username,
+            host_key=data.host_key or "",
+            identity=str(identity_file(identity)),
+        )
 
     def _job_to_reach(self) -> Job:
         """The first replica that is ready; else the first that runs; else the first."""
@@ -325,8 +384,14 @@ class Run:
 class SubmittedRun(Run):
     """A run that this program submitted. Until it attaches, it holds the local ports that the run wants."""
 
-    def __init__(self, api_client: APIClient, model: RunModel, reserved: PortReservation | None = None) -> None:
-        super().__init__(api_client, model)
+    def __init__(
+        self,
+        api_client: APIClient,
+        model: RunModel,
+        reserved: PortReservation | None = None,
+        ssh_identity_file: str | PathLike[str] | None = None,
+    ) -> None:
+        super().__init__(api_client, model, ssh_identity_file)
         self._reserved = reserved
 
     def _reservation(self) -> PortReservation | None:

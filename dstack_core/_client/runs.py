@@ -15,20 +15,26 @@ from dstack_core._client.run import Run, SubmittedRun
 from dstack_core.errors import ConfigurationError, NotFoundError
 
 if TYPE_CHECKING:
+    from os import PathLike
+
     from dstack_core._client.ports import PortReservation
     from dstack_core._models.configurations import AnyConfiguration
     from dstack_core._models.profiles import Profile, ProfileRetryPolicy, SpotPolicy
     from dstack_core._models.repos import Repo
     from dstack_core._models.resources import Resources
+    from dstack_core._models.runs import Run as RunModel
     from dstack_core._models.runs import RunPlan, RunSpec
 
 
 class RunCollection:
     """The runs of the project."""
 
-    def __init__(self, api_client: APIClient, project: str) -> None:
+    def __init__(
+        self, api_client: APIClient, project: str, ssh_identity_file: str | PathLike[str] | None = None
+    ) -> None:
         self._api = api_client
         self._project = project
+        self._ssh_identity_file = ssh_identity_file
 
     def __repr__(self) -> str:
         return f"<RunCollection of project '{self._project}'>"
@@ -160,7 +166,7 @@ class RunCollection:
         Args:
             all: also those that have ended. Otherwise the active ones or, if there is none, the latest that ended.
         """
-        return [Run(self._api, model) for model in self._api.list_runs(self._project, all=all)]
+        return [self._run(model) for model in self._api.list_runs(self._project, all=all)]
 
     def get(self, run_name: str) -> Run | None:
         """The run of that name, or `None` if there is none.
@@ -169,9 +175,12 @@ class RunCollection:
             run_name: the name. Of several runs that had it one after the other, the latest.
         """
         try:
-            return Run(self._api, self._api.get_run(self._project, run_name))
+            return self._run(self._api.get_run(self._project, run_name))
         except NotFoundError:
             return None
+
+    def _run(self, model: RunModel) -> Run:
+        return Run(self._api, model, self._ssh_identity_file)
 
     def _submit(self, repo: Repo | None, prepare: Callable[[], RunSpec], reserve_ports: bool) -> SubmittedRun:
         from dstack_core._client.submitting import submitted
@@ -193,7 +202,8 @@ class RunCollection:
             for reservation in reserved:
                 reservation.release()
             raise
-        return SubmittedRun(self._api, model, *reserved)
+        held = reserved[0] if reserved else None
+        return SubmittedRun(self._api, model, held, self._ssh_identity_file)
 
     def _with_code(self, spec: RunSpec, repo: Repo | None, abandoned: threading.Event) -> RunSpec:
         if repo is None:
@@ -223,6 +233,7 @@ class RunCollection:
         profile: Profile | None,
         **given: Any,
     ) -> RunSpec:
+        from dstack_core._client.ssh.keys import public_key
         from dstack_core._models.configurations import BaseConfiguration, check_run_name, fill_env
         from dstack_core._models.profiles import Profile, profile_with
         from dstack_core._models.runs import RunSpec
@@ -240,6 +251,7 @@ class RunCollection:
             configuration_path=configuration_path or "(python)",
             configuration=fill_env(configuration, os.environ),
             profile=profile_with(profile, **given),
+            ssh_key_pub=public_key(self._ssh_identity_file),
         )
 
 

@@ -175,15 +175,16 @@ def _attached(ide: _Ide) -> Iterator[tuple[str, str]]:
 
 def _there(ide: _Ide | None) -> _Lines:
     """For a machine that is reached over SSH, under the name that attaching gives it."""
-    login = ("Shell on it", f"ssh ${SSH_HOST}")
+    first = ("First, and keep it open", f"dstack attach ${SSH_HOST}")
+    login = ("Shell in it", f"ssh ${SSH_HOST}")
     if ide is None:
-        return [login]
+        return [first, login]
     if not ide.is_vscode:
         uri, command = f"zed://ssh/${SSH_HOST}$uri", f"zed ssh://${SSH_HOST}$uri"
     else:
         uri = f"{ide.scheme}://vscode-remote/ssh-remote+${SSH_HOST}$uri"
         command = f"{ide.command} --remote ssh-remote+${SSH_HOST} $quoted"
-    return [(f"Open in {ide.title}", uri), ("or in a terminal", command), login]
+    return [first, (f"Open in {ide.title}", uri), ("or in a terminal", command), login]
 
 
 def _limits(inactivity: int | None, max_duration: int | None, run_name: str) -> str:

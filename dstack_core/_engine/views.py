@@ -163,6 +163,7 @@ def _provisioning_data(row: JobRow, spec: JobSpec, instance: InstanceRow) -> Job
         dockerized=spec.image_name is not None,
         ports={int(port): host for port, host in row.ports.items()},
         same_host_as_server=same_host,
+        host_key=instance.host_key,
     )
 
 

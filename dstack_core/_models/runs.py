@@ -306,7 +306,8 @@ class JobProvisioningData(_Wire):
     """The instance of an attempt.
 
     `ports` maps a port of the job to the port on `hostname` where it can be reached; filled in when the job runs.
-    `same_host_as_server` is true when the instance is the server's own computer.
+    `same_host_as_server` is true when the instance is the server's own computer. `host_key` is what a machine that is
+    reached over SSH proves itself with, as `ssh-ed25519 AAAA...`.
     """
 
     backend: str
@@ -321,6 +322,7 @@ class JobProvisioningData(_Wire):
     dockerized: bool = False
     ports: dict[int, int] = Field(default_factory=dict)
     same_host_as_server: bool = False
+    host_key: str | None = None
 
 
 class JobSubmission(_Wire):

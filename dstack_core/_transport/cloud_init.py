@@ -12,8 +12,10 @@ What the machine does with it:
   in any case when its time is over
 - gets what the job needs: Python, a container engine if the job has an image and the machine none; looks for its GPUs
 - writes down how that went, in `/var/lib/dstack/setup`, and says so on its console
+- can lead those who log in to where the job is (`inside`)
 
-The last two begin when the server comes, which is as soon as SSH is answered, or else with cloud-init's last stage.
+The third and the fourth begin when the server comes, which is as soon as SSH is answered, or else with cloud-init's
+last stage.
 
 The agent itself is sent over SSH: it is larger than user-data may be.
 """
@@ -96,6 +98,7 @@ def _config(boot: Boot) -> dict[str, Any]:
             _file("/etc/systemd/system/dstack-watch.timer", _watch_timer(boot)),
             _file(f"{_BIN}/watch", _watch(boot), "0755"),
             _file(BEGIN_SETUP, _setup(boot), "0755"),
+            _file(f"{_BIN}/inside", _INSIDE, "0755"),
         ],
         "runcmd": [[BEGIN_SETUP]],
     }
@@ -181,6 +184,48 @@ if [ {expires} -gt 0 ] && [ "$(date +%s)" -ge {expires} ]; then why="its time is
 [ "$why" ] || exit 0
 echo "dstack: powering off: $why" >/dev/console
 systemctl poweroff || poweroff -f
+"""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Logging in to where the job is
+# ---------------------------------------------------------------------------------------------------------------------
+
+# As `inside sshd` it is an SSH server for one connection, on its input and output, that knows the network of the job.
+# Whatever is asked for over that connection becomes `inside` alone, which goes where the job is.
+_INSIDE = f"""\
+#!/bin/sh
+PATH=$PATH:/usr/sbin:/sbin
+refuse() {{ echo "dstack: $*" >&2; exit 1; }}
+cd {FOLDER} || exit
+folder=$(cat agent.folder 2>/dev/null)
+if [ -s agent.container ]; then
+  {{ read -r engine; read -r label; }} <agent.container
+  box=$("$engine" ps -q --filter "label=$label" | head -n 1)
+  [ "$box" ] || refuse "the container of the job does not run (yet)"
+elif [ ! "$folder" ]; then refuse "the job does not run (yet)"
+fi
+if [ "$1" = sshd ]; then
+  mkdir -p /run/sshd
+  set -- "$(command -v sshd)" -i -o "ForceCommand=$0" -o LogLevel=ERROR
+  [ ! "$box" ] || set -- nsenter -t "$("$engine" inspect -f '{{{{.State.Pid}}}}' "$box")" -n "$@"
+  exec "$@"
+fi
+asked=$SSH_ORIGINAL_COMMAND
+case $asked in *sftp-server | internal-sftp)
+  [ ! "$box" ] || exit 1 # Its files would be the machine's.
+  for asked in /usr/lib/openssh /usr/libexec/openssh /usr/lib/ssh; do
+    asked=$asked/sftp-server; [ ! -x $asked ] || break
+  done
+esac
+if [ "$box" ]; then
+  tty=; [ ! -t 0 ] || tty=-t
+  [ "$asked" ] || asked='! command -v bash >/dev/null || exec bash -l; exec sh -l'
+  exec "$engine" exec -i $tty -e TERM "$box" sh -c "$asked"
+fi
+cd "$folder" || exit
+[ ! "$asked" ] || exec "$SHELL" -c "$asked"
+exec "$SHELL" -l
 """
 
 

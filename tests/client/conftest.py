@@ -14,6 +14,15 @@ from tests.support.homes import client, home
 __all__ = ["api", "client", "home", "own_home", "server"]
 
 
+@pytest.fixture(autouse=True)
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a user who has nothing yet: a key that a submit makes is not for the one who runs the tests."""
+    path = tmp_path / "user"
+    path.mkdir()
+    monkeypatch.setenv("HOME", str(path))
+    return path
+
+
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     """A scripted server on TCP."""

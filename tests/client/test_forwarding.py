@@ -57,7 +57,7 @@ def start() -> Iterator[Start]:
         target = Target(talk)
         listener = socket.create_server(("127.0.0.1", 0))
         port = int(listener.getsockname()[1])
-        forwarder = Forwarder([Forward(listener, "127.0.0.1", target.port)])
+        forwarder = Forwarder([Forward(listener, ("127.0.0.1", target.port))])
         opened.extend([forwarder, target])
         return forwarder, port
 
@@ -124,7 +124,7 @@ def test_a_target_that_does_not_listen_ends_the_connection(start: Start) -> None
     with socket.create_server(("127.0.0.1", 0)) as gone:
         nobody = gone.getsockname()[1]
     listener = socket.create_server(("127.0.0.1", 0))
-    forwarder = Forwarder([Forward(listener, "127.0.0.1", nobody)])
+    forwarder = Forwarder([Forward(listener, ("127.0.0.1", nobody))])
     try:
         with connect(listener.getsockname()[1]) as connection:
             assert connection.recv(1) == b""

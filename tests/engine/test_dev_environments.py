@@ -76,13 +76,17 @@ def test_on_a_machine_that_is_reached_over_ssh(tmp_path: Path, ide: str, title: 
     assert lines(text.replace(str(tmp_path), "/w")) == {
         f"Open in {title}": uri,
         "or in a terminal": command,
-        "Shell on it": "ssh a-run",
+        "Shell in it": "ssh a-run",
+        "First, and keep it open": "dstack attach a-run",
     }
 
 
 def test_no_ide_on_a_machine_that_is_reached_over_ssh(tmp_path: Path) -> None:
     """A shell is all there is to open."""
-    assert lines(printed(DevEnvironment(), tmp_path, {"DSTACK_SSH_HOST": "a-run"})) == {"Shell on it": "ssh a-run"}
+    assert lines(printed(DevEnvironment(), tmp_path, {"DSTACK_SSH_HOST": "a-run"})) == {
+        "Shell in it": "ssh a-run",
+        "First, and keep it open": "dstack attach a-run",
+    }
 
 
 def test_a_machine_that_is_not_reached_over_ssh_has_no_such_name() -> None:

@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from dstack.api import Client, Profile, Resources, Run, RunStatus, Task
+from dstack_core._models.runs import Reason
 from dstack_core.testing import Fleet, Machine, NimbusServer, wait_until
 from tests.support.booting_cloud import (
     LONG,
@@ -180,6 +181,55 @@ def test_the_server_is_gone_for_good(cloud_home: Home, cloud: NimbusServer, flee
     wait_until(lambda: machine.state == "terminated", timeout=LONG, what="the machine to power itself off")
     nothing_billed(cloud)
     assert cloud_home.server_pid() is None
+
+
+TREE = "setsid -f sh -c 'trap : TERM; while :; do sleep 98765; done' & sleep 98764 & "
+
+
+def test_the_agent_is_killed(client: Client, cloud: NimbusServer, fleet: Fleet) -> None:
+    """The run fails with that reason, no process of its tree goes on, and the machine is gone."""
+    run = submit(client, TREE + "touch /started; sleep 98763")
+    machine = machine_of(fleet, cloud)
+    wait_until(lambda: machine.run("test", "-e", "/started").code == 0, timeout=LONG, what="the job")
+    assert machine.run("pgrep", "-cf", "sleep 9876").output.strip() >= b"3"
+    # It would be too fast to look at the processes.
+    machine.run("systemctl", "mask", "--runtime", "poweroff.target")
+    machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "dstack-agent")
+    wait_until(
+        lambda: machine.run("pgrep", "-f", "98765|98764|98763").code == 1, timeout=20, what="the end of its tree"
+    )
+    machine.run("systemctl", "unmask", "--runtime", "poweroff.target")
+    assert ended(run, LONG).status is RunStatus.FAILED
+    assert run.reason is Reason.AGENT_LOST
+    nothing_billed(cloud)
+
+
+def test_the_agent_is_killed_and_no_server_is_there(
+    client: Client, cloud: NimbusServer, fleet: Fleet, cloud_home: Home
+) -> None:
+    """The machine powers itself off, long before its lease ends, and the next server finds the run lost."""
+    run = submit(client, "sleep 98765")
+    machine = machine_of(fleet, cloud)
+    runs(run)
+    cloud_home.kill_server()
+    machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "dstack-agent")
+    wait_until(lambda: machine.state == "terminated", timeout=LONG, what="the machine to power itself off")
+    assert ended(run, LONG).status is RunStatus.FAILED
+    assert run.reason in {Reason.AGENT_LOST, Reason.INSTANCE_LOST}
+    nothing_billed(cloud)
+
+
+def test_the_agent_of_a_container_is_killed(home: Home, fleet: Fleet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run fails with that reason, and its container is gone with the machine."""
+    with NimbusServer(machines=Prepared(fleet), container_engine=True) as cloud:  # type: ignore[arg-type]  # boots
+        configure(home, cloud, monkeypatch)
+        run = submit(Client.from_config(), "echo begun; sleep 98765", image="small:1")
+        assert next(iter(run.logs())) == b"begun\n"
+        machine = machine_of(fleet, cloud)
+        machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "dstack-agent")
+        assert ended(run, LONG).status is RunStatus.FAILED
+        assert run.reason is Reason.AGENT_LOST
+        nothing_billed(cloud)
 
 
 STEPS = [

@@ -118,10 +118,12 @@ def processes(home: Path) -> list[tuple[int, str]]:
 
 
 @pytest.fixture
-def home() -> Iterator[Home]:
+def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """An empty home folder; whatever was started in it is gone after the test."""
     # Not tmp_path: its name is too long for a socket, and that case has a test of its own.
     top = Path(tempfile.mkdtemp(prefix="dsk-"))
+    # A client of another server makes a key in the home of its user.
+    monkeypatch.setenv("HOME", str(top))
     home = Home(top / "h")
     try:
         yield home

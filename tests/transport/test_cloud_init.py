@@ -61,7 +61,7 @@ def test_only_the_first_host_key_is_secret() -> None:
 def test_the_scripts_are_shell(given: Boot) -> None:
     """Every script can be read by a plain shell."""
     scripts = [content for content in files(user_data(given)).values() if content.startswith("#!/bin/sh")]
-    assert len(scripts) == 2
+    assert len(scripts) == 3
     for script in scripts:
         subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 

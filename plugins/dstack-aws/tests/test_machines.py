@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from urllib.request import urlopen
 
 import pytest
 
 from dstack.api import Client, Profile, RetryPolicy, Run, RunStatus, Task
-from dstack_core.testing import Event, Fleet
+from dstack_core.testing import Event, Fleet, wait_until
 from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed
 from tests.support.ec2 import Ec2
 from tests.support.homes import Home, ended
@@ -31,10 +32,10 @@ def client(home: Home, cloud: Ec2, monkeypatch: pytest.MonkeyPatch) -> Client:
     return Client.from_config()
 
 
-def submit(client: Client, *commands: str, spot: str = "on-demand", **more: object) -> Run:
+def submit(client: Client, *commands: str, spot: str = "on-demand", ports: Sequence[str] = (), **more: object) -> Run:
     """A task on EC2."""
     profile = Profile(name="one", instance_types=[KIND], spot_policy=spot)
-    task = Task(commands=list(commands), env={"WORD": SECRET})
+    task = Task(commands=list(commands), env={"WORD": SECRET}, ports=list(ports))
     return client.runs.submit(task, backends=["aws"], profile=profile, **more)  # type: ignore[arg-type]  # by name
 
 
@@ -55,6 +56,26 @@ def test_a_task(client: Client, cloud: Ec2, fleet: Fleet, home: Home) -> None:
     shown = f"{server.labels} {cloud.server(server.id).user_data} {account(run)} {home.log()}"
     assert SECRET not in shown
     assert cloud.config()["creds"]["secret_key"] not in shown
+
+
+def test_attaching(client: Client, cloud: Ec2) -> None:
+    """A port of the instance is fetched from here, over SSH, with the user's own key, which is in its user-data."""
+    run = submit(client, "echo hello >page; exec python3 -m http.server 8000", ports=("*:8000",))
+    assert run.attach(), account(run)
+
+    def fetched() -> bool:
+        assert run.ports is not None
+        try:
+            with urlopen(f"http://127.0.0.1:{run.ports[8000]}/page", timeout=30) as page:
+                return bool(page.read() == b"hello\n")
+        except OSError:
+            return False
+
+    wait_until(fetched, timeout=LONG, what="the page")
+    run.stop()
+    assert run.ports is None
+    assert ended(run, LONG).status is RunStatus.TERMINATED
+    nothing_billed(cloud)
 
 
 def test_zones_without_capacity_are_passed_over(client: Client, cloud: Ec2) -> None:
