@@ -70,15 +70,18 @@ def test_server_is_the_real_one(home: Home) -> None:
     assert dstack(home, "server", "--nonsense").returncode == 2
 
 
+CLOUDS = ("aws", "azure", "gcp", "lambda")
+
+
 def test_backends(client: Client, home: Home) -> None:
     """Name, version and state of each, and how to configure one that is not."""
     shown = dstack(home, "backends")
     assert shown.returncode == 0
-    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["NAME", "aws", "local"]
+    assert [line.split()[0] for line in shown.stdout.splitlines()] == ["NAME", *CLOUDS, "local"]
     assert "not configured" in shown.stdout
     assert {backend.name for backend in client.backends.list()} == {"local"}
-    aws, local = client.backends.installed()
-    assert (aws.name, aws.state) == ("aws", "not_configured")
+    *clouds, local = client.backends.installed()
+    assert [(cloud.name, cloud.state) for cloud in clouds] == [(name, "not_configured") for name in CLOUDS]
     assert (local.name, local.state, local.reason) == ("local", "configured", None)
 
 
