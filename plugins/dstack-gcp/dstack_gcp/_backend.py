@@ -101,8 +101,8 @@ class GcpBackend:
         described = self._described(ref.zone, ref.id)
         if described is None:
             return self._absent(ref, ref.zone)
-        found = instance(described)
-        if found is None or found.state is not InstanceState.STOPPING:
+        found = _ours(described)
+        if found.state is not InstanceState.STOPPING:
             return found
         return instance(described, reason_of(operations(self._account, ref.zone, ref.id)))
 
@@ -277,9 +277,13 @@ def _zone_of(request: InstanceRequest) -> str:
 
 
 def _ours(described: Any) -> Instance:
+    """An instance that must have our labels: without them it is billed all the same, so it is not gone."""
     found = instance(described)
     if found is None:
-        raise UnknownOutcomeError(f"Google described {described.name} without our labels: {dict(described.labels)}")
+        raise UnknownOutcomeError(
+            f"Google describes {described.name} without our labels 'owner' and 'intent' "
+            f"({dict(described.labels) or 'none'}). Put them back, or end it by hand."
+        )
     return found
 
 

@@ -164,6 +164,10 @@ class Gcp:
                 vm.off = True
             self._tick()
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        self.server(server).body["labels"] = {}
+
     def server(self, id: str) -> Vm:
         """An instance, with all that was asked for."""
         with self._lock:
