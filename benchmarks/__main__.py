@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.booted import cloud_of_machines, seconds_added
 from benchmarks.measure import (
     Import,
     idle_cpu_percent,
@@ -24,8 +25,10 @@ from benchmarks.measure import (
 from benchmarks.ours import PYTHON, new_home
 from benchmarks.proxied import killed_under_load, load, proxied
 from benchmarks.table import Row, print_table, write_json
+from dstack_core.testing import FleetUnavailable
 
 GIB = 1 << 30
+ROOT = Path(__file__).parent.parent
 
 
 def imports(quick: bool) -> Iterator[Row]:
@@ -254,6 +257,31 @@ def proxy(quick: bool) -> Iterator[Row]:
     yield Row(what="proxy, from its replacement listening to its first answer", ours=took, unit="s", floor=2, aim=1)
 
 
+def machines(quick: bool) -> Iterator[Row]:
+    """Machines that boot: what we add to the time they take, one after the other, and ten at once."""
+    with cloud_of_machines() as (home, fleet):
+        seconds_added(home, fleet, 1)
+        added = [seconds_added(home, fleet, 1)[0] for _ in range(3 if quick else 9)]
+    yield Row(what="SSH answers to first log byte, median", ours=median(added), unit="s", floor=1.5)
+    with cloud_of_machines() as (home, fleet):
+        together = seconds_added(home, fleet, 10)
+    what = "10 machines at once, those whose task printed what it should"
+    yield Row(what=what, ours=len(together), unit="tasks", floor=10, more_is_better=True)
+    yield Row(what="10 machines at once, SSH answers to first log byte, median", ours=median(together), unit="s")
+
+
+def many(quick: bool) -> Iterator[Row]:
+    """A thousand running instances of a simulated cloud, all in one process: engine, cloud, and agents."""
+    count = 200 if quick else 1000
+    result = run_program(PYTHON, "many.py", str(count), "10" if quick else "30", env={"PYTHONPATH": str(ROOT)})
+    yield Row(
+        what=f"{count} instances, due to taken up, p99", ours=percentile(result["overdue"], 0.99), unit="s", floor=1.0
+    )
+    what = f"beside {count} instances, a run that does nothing, p99"
+    yield Row(what=what, ours=percentile(result["short"], 0.99), unit="s", floor=1.0)
+    yield Row(what=f"{count} instances, CPU of engine, cloud and agents", ours=100 * result["cpu"], unit="%")
+
+
 SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "imports": imports,
     "cold": cold,
@@ -265,6 +293,8 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "upload": upload,
     "idle": idle,
     "proxy": proxy,
+    "machines": machines,
+    "many": many,
 }
 
 
@@ -288,7 +318,7 @@ def measured(name: str, quick: bool, rows: list[Row]) -> bool:
     print(f"{name} …", file=sys.stderr, flush=True)
     try:
         rows.extend(SECTIONS[name](quick))
-    except (RuntimeError, OSError, subprocess.SubprocessError) as error:
+    except (RuntimeError, OSError, subprocess.SubprocessError, FleetUnavailable) as error:
         print(f"{name} FAILED: {error}", file=sys.stderr, flush=True)
         return False
     return True

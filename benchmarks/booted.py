@@ -59,7 +59,7 @@ def cloud_of_machines() -> Iterator[tuple[Home, Fleet]]:
     """A home whose server has a cloud of real machines.
 
     Raises:
-        RuntimeError: there can be none on this computer; says why.
+        FleetUnavailable: there can be none on this computer; says why.
     """
     with Fleet.open() as fleet, NimbusServer(machines=fleet) as cloud, new_home(plugins=NIMBUS) as home:
         entry = {"type": "nimbus", **cloud.config()}
