@@ -213,7 +213,8 @@ def dstack_get_instance(ref: InstanceRef, backend: str) -> Instance | None:
 
     Returns:
         The instance, or `None` when the cloud does not know it (any more). `None` soon after creation is not taken
-        for an end: the engine waits for `BackendInfo.visibility_window`.
+        for an end: the engine waits for `BackendInfo.visibility_window`. An instance that has lost its tags is still
+        there, and billed: that is an `UnknownOutcomeError`, and no `None`.
 
     Raises:
         AuthenticationError, RateLimitedError, UnknownOutcomeError: asked again later; nothing is concluded about the

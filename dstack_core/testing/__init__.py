@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         Stocked,
         Truth,
         Truthful,
+        Unmarking,
     )
     from dstack_core.testing._faultplane import FaultPlane, Struck
     from dstack_core.testing._suite import BackendSuite
@@ -88,6 +89,7 @@ __all__ = [
     "Struck",
     "Truth",
     "Truthful",
+    "Unmarking",
     "Weather",
     "wait_until",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "Stocked",
     "Truth",
     "Truthful",
+    "Unmarking",
 ]
 
 
@@ -213,6 +214,15 @@ class Eventful(Protocol):
 
     def befall(self, server: str, event: Event) -> None:
         """Makes it happen to the server with this id, at once."""
+        ...
+
+
+@runtime_checkable
+class Unmarking(Protocol):
+    """Somebody can take the tags off a server."""
+
+    def unmark(self, server: str) -> None:
+        """Removes all tags, labels or whatever they are called, from the server with this id, at once."""
         ...
 
 

@@ -538,6 +538,19 @@ class GetSwallows(NimbusBackend):
             return None
 
 
+@caught_by("test_lost_tags_are_no_end")
+class MissesTags(NimbusBackend):
+    """Takes a server that has lost its labels for one that is gone."""
+
+    @hookimpl
+    def dstack_get_instance(self, ref: InstanceRef) -> Instance | None:
+        """None for what is not ours."""
+        try:
+            return super().dstack_get_instance(ref)
+        except KeyError:
+            return None
+
+
 @caught_by("test_a_stored_reference_is_enough")
 class KnowsItsOwn(NimbusBackend):
     """Keeps the ids of its instances in memory, and knows no others."""

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from dstack_core._backends._calls import _Threads
 from dstack_core.errors import (
     AuthenticationError,
     BackendError,
@@ -24,6 +25,7 @@ from dstack_core.errors import (
     UnknownOutcomeError,
 )
 from dstack_core.plugin import Endpoint, InstanceRef, Requirements, hookimpl
+from dstack_core.testing import wait_until
 from tests.support.toys import (
     OWNER,
     OtherConfig,
@@ -464,3 +466,23 @@ async def test_instances_of_all_owners_are_listed_where_a_backend_can() -> None:
     assert await toy_hub(Toy()).list_all_instances("toy") is None
     with pytest.raises(PluginBug, match="dstack_list_all_instances"):
         await toy_hub(ToyWithAll(everybody=["i-1"])).list_all_instances("toy")
+
+
+def test_calls_that_follow_each_other_share_a_thread() -> None:
+    """Starting one costs more than most calls; one that is at work is not waited for."""
+    threads, seen, held = _Threads(), list[int](), threading.Event()
+
+    def shared() -> bool:
+        done = threading.Event()
+
+        def work() -> None:
+            seen.append(threading.get_ident())
+            done.set()
+
+        threads.run("dstack-toy", work)
+        assert done.wait(30)
+        return len(set(seen)) < len(seen)
+
+    threads.run("dstack-toy", held.wait)  # type: ignore[arg-type]  # what it returns is nobody's business
+    wait_until(shared, what="a thread that is used again")
+    held.set()

@@ -105,6 +105,7 @@ CONTRACT: dict[str, tuple[str, str]] = {
     # -- looking ----------------------------------------------------------------------------------------------------
     "get": (_GET, "Says how one instance is now."),
     "get-none": (_GET, "The instance, or `None` when the cloud does not know it (any more)."),
+    "get-unmarked": (_GET, "An instance that has lost its tags is still there, and billed"),
     "get-errors": (
         _GET,
         (

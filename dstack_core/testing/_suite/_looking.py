@@ -12,7 +12,7 @@ from dstack_core.testing._suite._base import Base
 from dstack_core.testing._suite._calls import together
 from dstack_core.testing._suite._creating import first_listed, one_in_each_region
 from dstack_core.testing._suite._messages import expect
-from dstack_core.testing._suite._needs import FAULTS, LAG, MARKED, STOCK, TO_ORDER, needs
+from dstack_core.testing._suite._needs import FAULTS, LAG, MARKED, STOCK, TO_ORDER, UNMARK, needs
 from dstack_core.testing._suite._rig import Rig
 
 MANY = 200
@@ -72,6 +72,27 @@ class LookCases(Base):
             expected="None",
             got=known,
             cure="turn the cloud's 404 into None, and quote the id where it becomes part of an address",
+        )
+
+    @needs(UNMARK)
+    def test_lost_tags_are_no_end(self, rig: Rig) -> None:
+        """Is an instance whose tags somebody removed still there for whoever asks for it by its id?"""
+        made = rig.running(rig.start())
+        rig.cloud.unmark(made.ref.id)
+        known: object = None
+        try:
+            known = rig.backend.get(made.ref)
+        except Exception as error:  # noqa: BLE001  # whatever it is, nobody takes it for an end
+            known = error
+        over = known is None or getattr(known, "state", None) is InstanceState.TERMINATED
+        rig.backend.terminate(made.ref)
+        expect(
+            not over,
+            "get-unmarked",
+            "an instance that runs without its tags is taken for gone, and nobody would end it",
+            expected="UnknownOutcomeError, or the instance",
+            got=known,
+            cure="answer None only where the cloud does not know the id; where it does, read the tags after that",
         )
 
     def test_get_again_and_again_changes_nothing(self, rig: Rig) -> None:

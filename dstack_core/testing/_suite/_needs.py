@@ -6,7 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from dstack_core.testing._clouds import Booting, Catalogued, Counting, Eventful, Faulty, Lagging, Stocked, Truthful
+from dstack_core.testing._clouds import (
+    Booting,
+    Catalogued,
+    Counting,
+    Eventful,
+    Faulty,
+    Lagging,
+    Stocked,
+    Truthful,
+    Unmarking,
+)
 from dstack_core.testing._suite._rig import Rig
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -39,6 +49,7 @@ LAG = _able(Lagging, "be made to lag")
 STOCK = _able(Stocked, "have servers of others")
 BOOT = _able(Booting, "be told how long machines boot")
 EVENTS = _able(Eventful, "make something happen to a server")
+UNMARK = _able(Unmarking, "take the tags off a server")
 COUNT = _able(Counting, "count its calls")
 NATIVE = Need(
     lambda rig: rig.info.native_idempotency,

@@ -177,6 +177,11 @@ class Cloud:
             if machine.status in _GONE:
                 machine.disk = False
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking.unmark`."""
+        with self._lock:
+            self._known(server).labels = {}
+
     def stock(self, count: int) -> None:
         """See `Stocked.stock`."""
         owner = uuid4()

@@ -113,6 +113,10 @@ class NimbusServer:
         """See `Eventful`."""
         self._cloud.befall(server, event)
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        self._cloud.unmark(server)
+
     def calls(self) -> int:
         """See `Counting`."""
         return self._listener.calls

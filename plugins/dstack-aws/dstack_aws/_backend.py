@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
 from botocore.exceptions import ClientError
@@ -102,7 +102,7 @@ class AwsBackend:
             if isinstance(error, ClientError) and code_of(error) in NO_INSTANCE:
                 return None
             raise translated(error, action_of("ec2", "describe_instances"), ref.region) from error
-        return next((instance(one, ref.region) for one in instances_in(answer)), None)
+        return next((instance(one, ref.region) or _unless_over(one, ref.region) for one in instances_in(answer)), None)
 
     @hookimpl
     @_only_looks
@@ -218,13 +218,20 @@ def _at_once(work: Callable[[str], T], regions: Iterable[str]) -> list[T]:
         return list(pool.map(work, regions))
 
 
-def _ours(described: dict[str, object], region: str) -> Instance:
+def _ours(described: dict[str, Any], region: str) -> Instance:
+    """An instance that must have our tags: without them it is billed all the same, and nobody may take it for gone."""
     found = instance(described, region)
     if found is None:
         raise UnknownOutcomeError(
-            f"EC2 described {described.get('InstanceId')} without our tags: {described.get('Tags')}"
+            f"EC2 describes {described.get('InstanceId')} without our tags 'owner' and 'intent' "
+            f"({described.get('Tags') or 'none'}). Put them back, or end it by hand."
         )
     return found
+
+
+def _unless_over(described: dict[str, Any], region: str) -> Instance | None:
+    """The same for what may be over: that may have lost its tags."""
+    return None if described["State"]["Name"] == "terminated" else _ours(described, region)
 
 
 def _long_gone(request: InstanceRequest, said: str) -> Instance:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
@@ -123,8 +123,8 @@ class AzureBackend:
         if machine is None:
             parts = self._parts(ref)
             return next((one for one in map(half_made, parts) if one is not None), None)
-        found = instance(machine, statuses_of(machine))
-        if found is None or found.state is not InstanceState.RUNNING:
+        found = _ours(machine, statuses_of(machine))
+        if found.state is not InstanceState.RUNNING:
             return found
         return instance(machine, statuses_of(machine), self._address(machine))
 
@@ -311,8 +311,12 @@ def _long_gone(request: InstanceRequest, group: str, record: dict[str, Any]) -> 
     return ended(request, group, tags.get("created") or None)
 
 
-def _ours(machine: dict[str, Any]) -> Instance:
-    found = instance(machine)
+def _ours(machine: dict[str, Any], statuses: Iterable[dict[str, Any]] = ()) -> Instance:
+    """A machine that must have our tags: without them it is billed all the same, and nobody may take it for gone."""
+    found = instance(machine, statuses)
     if found is None:
-        raise UnknownOutcomeError(f"Azure described {machine.get('id')} without our tags: {machine.get('tags')}")
+        raise UnknownOutcomeError(
+            f"Azure describes {machine.get('id')} without our tags 'owner' and 'intent' "
+            f"({machine.get('tags') or 'none'}). Put them back, or end it by hand."
+        )
     return found

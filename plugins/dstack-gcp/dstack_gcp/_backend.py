@@ -43,6 +43,9 @@ _PAUSES = (0.0, 0.2, 0.4, 0.8, 1.2)
 """Seconds between the looks at a creation: a shortage usually shows at once, and whoever waits longer would block."""
 
 
+_TRIES = 8
+"""Failed tries that are passed over while the list of operations lags."""
+
 _HARMLESS = ("", "NO_RESULTS_ON_PAGE")
 """What a listing may say of a zone without being partial."""
 
@@ -101,8 +104,8 @@ class GcpBackend:
         described = self._described(ref.zone, ref.id)
         if described is None:
             return self._absent(ref, ref.zone)
-        found = instance(described)
-        if found is None or found.state is not InstanceState.STOPPING:
+        found = _ours(described)
+        if found.state is not InstanceState.STOPPING:
             return found
         return instance(described, reason_of(operations(self._account, ref.zone, ref.id)))
 
@@ -159,16 +162,27 @@ class GcpBackend:
         """Begins a creation: the operation, or `None` where there is an instance of this name already.
 
         A `requestId` is good for one try: Compute Engine goes on answering with what became of that. So the next try
-        has one that follows from the failed one, and whoever else tries again comes to the same.
+        has one that follows from the failed one, and whoever else tries again comes to the same. An answer that has
+        failed already is that of an earlier try, which the list of operations did not show yet.
         """
         self._networks.make_ready()
         image = self._images.of(request.offer.resources)
         interface = self._networks.interface(request.offer.region)
         body = launch(self._config, request, image, interface, datetime.now(UTC))
-        this_try = request.request_id if failed is None else uuid5(request.request_id, failed.name)
+        begun = None
+        for _ in range(_TRIES):
+            this_try = request.request_id if failed is None else uuid5(request.request_id, failed.name)
+            begun = self._try(zone, body, this_try)
+            if begun is None or failure_of(begun, zone) is None:
+                break
+            failed = begun
+        return begun
+
+    def _try(self, zone: str, body: dict[str, Any], request_id: UUID) -> Any | None:
+        """One insert."""
         try:
             return self._account.plain_call(
-                "instances", "insert_unary", zone=zone, instance_resource=body, request_id=str(this_try)
+                "instances", "insert_unary", zone=zone, instance_resource=body, request_id=str(request_id)
             )
         except Conflict:
             return None
@@ -277,9 +291,13 @@ def _zone_of(request: InstanceRequest) -> str:
 
 
 def _ours(described: Any) -> Instance:
+    """An instance that must have our labels: without them it is billed all the same, so it is not gone."""
     found = instance(described)
     if found is None:
-        raise UnknownOutcomeError(f"Google described {described.name} without our labels: {dict(described.labels)}")
+        raise UnknownOutcomeError(
+            f"Google describes {described.name} without our labels 'owner' and 'intent' "
+            f"({dict(described.labels) or 'none'}). Put them back, or end it by hand."
+        )
     return found
 
 

@@ -34,12 +34,8 @@ CALLS: dict[tuple[str, str], tuple[str, ...]] = {
 }
 """By client and method of the SDK: the permissions that it needs, the one that names it first."""
 
-FOR_CUSTOM_IMAGES = ("compute.images.get", "compute.images.getFromFamily", "compute.images.useReadOnly")
-"""On the project of `image`, which is not needed for Google's public ones."""
 FOR_SERVICE_ACCOUNTS = ("iam.serviceAccounts.actAs", "compute.instances.setServiceAccount")
 """With `vm_service_account`."""
-
-APIS = {"compute": "compute.googleapis.com", "billing": "cloudbilling.googleapis.com"}
 
 
 def permissions_of(client: str, method: str) -> tuple[str, ...]:

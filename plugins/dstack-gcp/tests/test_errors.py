@@ -228,6 +228,19 @@ def test_a_failed_try_is_followed_by_one_other(gcp: Gcp, backend: GcpBackend) ->
     assert len(gcp.truth().servers) == 1
 
 
+def test_a_failed_try_that_is_not_listed_yet(gcp: Gcp, backend: GcpBackend) -> None:
+    """Google answers a used-up `requestId` with its failure: that is no answer to whoever tries again."""
+    gcp.lag(3600)
+    request = request_for(cheapest(backend), uuid4())
+    gcp.breaks = ("ZONE_RESOURCE_POOL_EXHAUSTED", "There is none left.", 0.0)
+    for _ in range(2):
+        with pytest.raises(NoCapacityError, match="none left"):
+            backend.dstack_create_instance(request)
+    gcp.breaks = None
+    assert {backend.dstack_create_instance(request).ref.id for _ in range(2)} == {request.name}
+    assert len(gcp.truth().servers) == 1
+
+
 def test_an_instance_that_google_forgot_the_request_of(gcp: Gcp, backend: GcpBackend) -> None:
     """Neither the `requestId` nor the operations are known any more: the name still is."""
     request = request_for(cheapest(backend), uuid4())

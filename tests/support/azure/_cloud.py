@@ -172,6 +172,11 @@ class Azure:
         with self._lock:
             self._computers.befall(server, event)
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        with self._lock:
+            self._computers.one(server).body["tags"] = {}
+
     def server(self, name: str) -> Any:
         """The description of a machine, with what is not shown to anybody."""
         with self._lock:

@@ -146,6 +146,12 @@ class Ec2:
             instance.state_reason.code = code
             instance.state_reason.message = f"{code}: {event.value}"
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        with self._lock:
+            instance = next(one for _, one in self._moto.instances() if one.id == server)
+            instance.ec2_backend.tags.pop(server, None)
+
     def server(self, id: str) -> Any:
         """An instance, with all that moto knows of it."""
         with self._lock:

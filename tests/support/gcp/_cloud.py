@@ -164,6 +164,10 @@ class Gcp:
                 vm.off = True
             self._tick()
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        self.server(server).body["labels"] = {}
+
     def server(self, id: str) -> Vm:
         """An instance, with all that was asked for."""
         with self._lock:
@@ -334,19 +338,12 @@ class Gcp:
     def _failed(self, words: tuple[str, str], given: Mapping[str, str]) -> dict[str, Any]:
         """An operation that was accepted, and is going to fail."""
         key = (given["zone"], given.get("requestId", ""))
-        if key not in self._tries:
-            op = Op(
-                next(self._numbers),
-                "insert",
-                given["zone"],
-                given["instance"],
-                datetime.now(UTC),
-                self.plane.now(),
-                error=words,
-            )
-            self._ops.append(op)
-            self._tries[key] = op
-        op = self._tries[key]
+        if key in self._tries:
+            return self._shown(self._tries[key])
+        number, now = next(self._numbers), self.plane.now()
+        op = Op(number, "insert", given["zone"], given["instance"], datetime.now(UTC), now, error=words)
+        self._ops.append(op)
+        self._tries[key] = op
         return op.shown(PROJECT, over=False)
 
     def _compute_instances_get(self, given: dict[str, str], _: Any) -> dict[str, Any]:

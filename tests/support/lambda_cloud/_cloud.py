@@ -219,6 +219,11 @@ class LambdaCloud:
         states = {Event.SPOT_INTERRUPTION: "preempted", Event.FAILURE: "terminated"}
         self.say(server, states.get(event, "unhealthy"))
 
+    def unmark(self, server: str) -> None:
+        """See `Unmarking`."""
+        with self._lock:
+            self._instances[server].order["tags"] = []
+
     def say(self, server: str, status: str) -> None:
         """From now on this is said of an instance."""
         with self._lock:
