@@ -158,12 +158,13 @@ class Plan:
         """A steering changes a part of what was drawn; these two do not go together with the rest of it.
 
         - A request that arrives twice makes two instances where the cloud looks through a listing that lags behind.
-        - An instance that neither the cloud's listing nor the restored database knows is beyond anybody's reach.
+        - An instance that neither the cloud's listing nor the database knows is beyond anybody's reach: made by a
+          request that arrived twice, or in the time that a restored database knows nothing of.
         """
         if self.idempotency == "tags":
             self.hook_twice = 0.0
         if self.vanish is not None:
-            self.restore = None
+            self.restore, self.hook_twice = None, 0.0
 
 
 def _weather(rng: random.Random) -> Weather:

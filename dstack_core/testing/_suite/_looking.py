@@ -12,7 +12,7 @@ from dstack_core.testing._suite._base import Base
 from dstack_core.testing._suite._calls import together
 from dstack_core.testing._suite._creating import first_listed, one_in_each_region
 from dstack_core.testing._suite._messages import expect
-from dstack_core.testing._suite._needs import FAULTS, LAG, MARKED, STOCK, TO_ORDER, UNMARK, needs
+from dstack_core.testing._suite._needs import FAULTS, LAG, MARKED, STOCK, TO_ORDER, TRUTH, UNMARK, needs
 from dstack_core.testing._suite._rig import Rig
 
 MANY = 200
@@ -74,7 +74,7 @@ class LookCases(Base):
             cure="turn the cloud's 404 into None, and quote the id where it becomes part of an address",
         )
 
-    @needs(UNMARK)
+    @needs(UNMARK, TRUTH)
     def test_lost_tags_are_no_end(self, rig: Rig) -> None:
         """Is an instance whose tags somebody removed still there for whoever asks for it by its id?"""
         made = rig.running(rig.start())
@@ -85,7 +85,7 @@ class LookCases(Base):
         except Exception as error:  # noqa: BLE001  # whatever it is, nobody takes it for an end
             known = error
         over = known is None or getattr(known, "state", None) is InstanceState.TERMINATED
-        rig.backend.terminate(made.ref)
+        rig.end_unmarked(made)
         expect(
             not over,
             "get-unmarked",

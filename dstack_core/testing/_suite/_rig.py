@@ -270,6 +270,19 @@ class Rig:
             cure="ask the cloud for the end of the server itself, and map what it calls deleted or gone to TERMINATED",
         )
 
+    def end_unmarked(self, instance: Instance) -> None:
+        """Terminates what has no tags any more, and goes by the cloud's own word for its end."""
+        __tracebackhide__ = True
+        del self._known[instance.ref.id]
+        self.backend.terminate(instance.ref)
+        self.until(
+            lambda: not any(server.billed for server in self.cloud.truth().servers if server.id == instance.ref.id),
+            "end",
+            "an instance without tags was terminated and is not gone",
+            expected=f"its end within {self.patience:g} s",
+            cure="terminate by the id in the reference alone",
+        )
+
     def close(self) -> None:
         """Ends everything that the case made, and fails it if that cannot be confirmed."""
         __tracebackhide__ = True

@@ -224,11 +224,13 @@ def _gpu(gpu: dict[str, Any]) -> Gpu:
 
 
 def _instance(server: dict[str, Any]) -> Instance:
-    address = server["address"]
+    address, labels = server["address"], server["labels"]
+    if not labels.keys() >= {"intent", "owner"}:
+        raise UnknownOutcomeError(f"Server {server['id']} lost its labels. End it by hand.")
     return Instance(
         ref=InstanceRef(backend="nimbus", id=server["id"], region=server["region"], zone=server["zone"]),
-        intent=UUID(server["labels"]["intent"]),
-        owner=UUID(server["labels"]["owner"]),
+        intent=UUID(labels["intent"]),
+        owner=UUID(labels["owner"]),
         state=_STATES[server["status"]],
         reason=_REASONS.get(server["reason"] or ""),
         created_at=datetime.fromisoformat(server["created_at"]),
