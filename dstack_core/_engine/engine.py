@@ -24,7 +24,7 @@ from dstack_core._engine.replicas import Directory
 from dstack_core._engine.repos import RepoService
 from dstack_core._engine.restoring import Kept, count_start
 from dstack_core._engine.seams import Seams
-from dstack_core._engine.service import RunService
+from dstack_core._engine.service import PLAN_TIMEOUT, RunService
 from dstack_core._engine.shortages import Shortages
 from dstack_core._engine.sweeper import Sweeper
 from dstack_core._store.code import CodeStore
@@ -63,6 +63,7 @@ class Engine:
         orphan_grace: seconds for which an agent without a running job stays when no server is heard of.
         server_key: the key that machines let in; without it there can be none that boot.
         report_only: instances that nobody claims are reported, and not ended.
+        plan_timeout: seconds for which a plan, or a submit, waits for slow backends.
 
     Attributes:
         repos: the repos that the projects know.
@@ -85,6 +86,7 @@ class Engine:
         report_only: bool = False,
         server_key: Callable[[], KeyPair] | None = None,
         orphan_grace: float = ORPHAN_GRACE,
+        plan_timeout: float = PLAN_TIMEOUT,
     ) -> None:
         self._seams = seams
         self._store = store
@@ -99,6 +101,7 @@ class Engine:
         self._kept = kept
         self._report_only = report_only
         self._orphan_grace = orphan_grace
+        self._plan_timeout = plan_timeout
         self._keyring = Keyring(seams, server_key or _no_key)
         self._wakeups = Wakeups(lease_owner)
         self._reconciler: Reconciler | None = None
@@ -170,6 +173,7 @@ class Engine:
             self._wakeups,
             self._directory,
             shortages,
+            self._plan_timeout,
         )
         self._sweeper = Sweeper(
             self._seams, self._store, self._backends, self._wakeups, owner, report_only=self._report_only

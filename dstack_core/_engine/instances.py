@@ -196,9 +196,9 @@ class InstanceHandler:
 
     def _snapshot(self, session: Session, row: InstanceRow) -> _Snapshot:
         """The instance as the next step needs it; what that step knows without asking anybody is written already."""
-        view = view_of(row)
+        view, request = view_of(row), InstanceRequest.model_validate_json(row.request)
         if not view.wanted and view.status in (InstanceStatus.STARTING, InstanceStatus.RUNNING):
-            self._step(session, row, self._saw(InstanceEvent.UNWANTED))
+            self._step(session, row, request.offer, self._saw(InstanceEvent.UNWANTED))
             view = view_of(row)
         calls = row.create_calls
         # Any call but the first one is noted by the step that is certain of making it.
@@ -208,7 +208,7 @@ class InstanceHandler:
         return _Snapshot(
             id=row.id,
             view=view,
-            request=InstanceRequest.model_validate_json(row.request),
+            request=request,
             create_calls=calls,
             last_create_at=row.last_create_at,
             created_at=row.created_at,
@@ -221,7 +221,7 @@ class InstanceHandler:
         row = held(session, lease, InstanceRow)
         # `wanted` may have changed while the cloud was asked.
         written = _Written()
-        after = self._step(session, row, seen, written)
+        after = self._step(session, row, it.request.offer, seen, written)
         pause = self._pause(row, after, seen)
         if pause == 0:
             lengthen(row, seen.at + LEASE)
@@ -240,7 +240,12 @@ class InstanceHandler:
         return self._shortages.note(session, offer, seen)
 
     def _step(
-        self, session: Session, row: InstanceRow, seen: InstanceObservation, written: _Written | None = None
+        self,
+        session: Session,
+        row: InstanceRow,
+        offer: Offer,
+        seen: InstanceObservation,
+        written: _Written | None = None,
     ) -> InstanceView:
         """Applies an observation to a row, and tells the job: how the instance is now."""
         view = view_of(row)
@@ -249,7 +254,7 @@ class InstanceHandler:
         if after.status is InstanceStatus.INTENT and view.status is InstanceStatus.UNKNOWN:
             row.create_calls = 0
         if after.status is not view.status:
-            journal.instance_moved(session, row, view.status, seen)
+            journal.instance_moved(session, row, offer, view.status, seen)
         # A job has nothing to look at while its instance starts.
         if actions and row.job_id is not None and after.status is not InstanceStatus.STARTING:
             self._tell(session, row.job_id, seen.at, written)

@@ -89,7 +89,7 @@ class InstanceFacts:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One attempt at the beginning of a step. `whom` and `failures` are for one to be placed, or placed again."""
+    """One attempt at the beginning of a step. `whom` is for one to be placed, or placed again."""
 
     id: UUID
     run_id: UUID
@@ -98,7 +98,6 @@ class Snapshot:
     spec: JobSpec
     instance: InstanceFacts | None
     whom: IntentFor | None
-    failures: tuple[str, ...]
     given: bool = False
 
     @property
@@ -275,16 +274,17 @@ class JobHandler:
         offer = placement.choose(listings, requirements, it.view.tried, memory)
         if offer is None:
             ranked = placement.rank(listings, requirements, memory)
-            return self._unplaceable(it, ranked.notes), None
+            return await self._unplaceable(it, ranked.notes), None
         if it.whom is None:
             raise RuntimeError(f"Job {it.id} is placed in status {it.view.status.value}")
         keyring = self._keyring if self._backends.info(offer.backend).boots_machines else None
         intent = render_intent(self._seams, self._owner, it.whom, offer, self._agent_pyz, self._orphan_grace, keyring)
         return self._saw(JobEvent.PLACED, instance_id=intent.id), intent
 
-    def _unplaceable(self, it: Snapshot, notes: Iterable[str]) -> JobObservation:
+    async def _unplaceable(self, it: Snapshot, notes: Iterable[str]) -> JobObservation:
         """No offer is left: says what each one said."""
-        said = "; ".join(dict.fromkeys((*it.failures, *notes))) or "no backend has an offer that fits"
+        refused = await self._store.read(lambda session: _refusals(session, it.id)) if it.view.tried else []
+        said = "; ".join(dict.fromkeys((*refused, *notes))) or "no backend has an offer that fits"
         return self._saw(JobEvent.UNPLACEABLE, reason=Reason.NO_CAPACITY, message=f"no offer could be had: {said}")
 
     async def _provision(self, lease: Lease, it: Snapshot, woken: asyncio.Event) -> JobObservation | None:
@@ -639,7 +639,7 @@ _NAMES = Prepared(
     .where(RunRow.id == bindparam("run_id"))
 )
 _SAID = Prepared(
-    select(InstanceRow.backend, InstanceRow.region, InstanceRow.message)
+    select(InstanceRow.request, InstanceRow.message)
     .where(InstanceRow.job_id == bindparam("job_id"))
     .order_by(InstanceRow.created_at)
 )
@@ -648,9 +648,7 @@ _SAID = Prepared(
 def as_written(row_id: UUID, whom: IntentFor, spec: JobSpec) -> Snapshot:
     """An attempt whose row was just written, as the first step needs it."""
     view = JobView(status=RunStatus.SUBMITTED)
-    return Snapshot(
-        id=row_id, run_id=whom.run_id, view=view, stop=None, spec=spec, instance=None, whom=whom, failures=()
-    )
+    return Snapshot(id=row_id, run_id=whom.run_id, view=view, stop=None, spec=spec, instance=None, whom=whom)
 
 
 def look_at_job(session: Session, row: JobRow) -> Snapshot:
@@ -674,7 +672,6 @@ def _snapshot(session: Session, row: JobRow, view: JobView) -> Snapshot:
         spec=spec,
         instance=instance,
         whom=whom,
-        failures=tuple(_failures(session, row.id)) if whom is not None and (view.tried or instance) else (),
         given=row.given_at is not None,
     )
 
@@ -705,11 +702,11 @@ def _endpoint_of(session: Session, job_id: UUID) -> Endpoint | None:
     return facts.endpoint if facts else None
 
 
-def _failures(session: Session, job_id: UUID) -> list[str]:
-    """What the clouds said to the intents of this attempt that failed."""
-    session.flush()
+def _refusals(session: Session, job_id: UUID) -> list[str]:
+    """What this attempt was to buy, and what the clouds said to that. The same may be said of several zones."""
     rows = _SAID.rows(session, {"job_id": job_id})
-    return [f"{backend}/{region}: {message}" for backend, region, message in rows if message]
+    said = [(InstanceRequest.model_validate_json(request).offer, message) for request, message in rows if message]
+    return [f"{offer.backend}/{offer.region} ({journal.terms_of(offer)}): {message}" for offer, message in said]
 
 
 def view_of(row: JobRow) -> JobView:

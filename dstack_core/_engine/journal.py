@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from dstack_core._engine.leases import Kind, Lease
 from dstack_core._engine.transitions import InstanceObservation, InstanceStatus, run_status
+from dstack_core._models.offers import Offer
 from dstack_core._models.runs import RunStatus
 from dstack_core._store.prepared import Prepared, PreparedInsert
 from dstack_core._store.tables import EventRow, InstanceRow, JobRow, RunRow
@@ -117,15 +118,22 @@ _AGAIN, _SETTLE = Prepared(_NEWER), Prepared(_SETTLED)
 _SETTLE_UNFINISHED = Prepared(_SETTLED.where(_RUNS.c.finished_at.is_(None)))
 
 
-def instance_moved(session: Session, row: InstanceRow, before: InstanceStatus, seen: InstanceObservation) -> None:
-    """Accounts for a new status of an instance."""
+def instance_moved(
+    session: Session, row: InstanceRow, offer: Offer, before: InstanceStatus, seen: InstanceObservation
+) -> None:
+    """Accounts for a new status of an instance, and says what was bought, or was to be, and for how much."""
     if row.run_id is None:
         return
     place = "/".join(part for part in (row.backend, row.region, row.zone) if part)
     said = f": {seen.message}" if seen.message else ""
-    note(
-        session, row.run_id, row.job_id, seen.at, f"instance {row.name} ({place}): {before.value} -> {row.status}{said}"
-    )
+    text = f"instance {row.name} ({place}, {terms_of(offer)}): {before.value} -> {row.status}{said}"
+    note(session, row.run_id, row.job_id, seen.at, text)
+
+
+def terms_of(offer: Offer) -> str:
+    """For people: `g6.xlarge, $0.8048/h, on demand`."""
+    price = f"${offer.price:g}/h" if offer.price else "free"
+    return f"{offer.instance_type}, {price}, {'spot' if offer.spot else 'on demand'}"
 
 
 def is_proven(session: Session, run_id: UUID) -> bool:

@@ -41,7 +41,7 @@ from dstack_core._store.tables import InstanceRow, JobRow, ProjectRow, RunRow
 from dstack_core.errors import ConfigurationError, NoOffersError, NotFoundError, RunNameTakenError, ServerClientError
 
 PLAN_TIMEOUT = 10.0
-"""Seconds a plan waits for slow backends; it names those that were late."""
+"""Seconds a plan waits for slow backends if nothing else is set; it names those that were late."""
 LONGEST_WAIT = 60.0
 _OTHER_SERVERS = 1.0
 """Seconds between looks for changes that another server of the same database made."""
@@ -145,6 +145,7 @@ class RunService:
         wakeups: journal.Wakeups,
         directory: Directory,
         shortages: Shortages,
+        plan_timeout: float = PLAN_TIMEOUT,
     ) -> None:
         self._seams = seams
         self._clock = seams.clock
@@ -156,6 +157,7 @@ class RunService:
         self._wakeups = wakeups
         self._directory = directory
         self._shortages = shortages
+        self._plan_timeout = plan_timeout
         self._output = OutputReader(seams, store, logs, wakeups)
         self._projects = _Projects()
 
@@ -182,7 +184,8 @@ class RunService:
         return JobPlan(job_spec=spec, offers=offers, total_offers=ranked.total, notes=ranked.notes)
 
     async def _listings(self, spec: JobSpec) -> list[Listing]:
-        return await self._backends.list_offers(spec.requirements, timeout=PLAN_TIMEOUT, only=spec.backends or None)
+        only = spec.backends or None
+        return await self._backends.list_offers(spec.requirements, timeout=self._plan_timeout, only=only)
 
     async def submit(self, project: str, user: str, spec: RunSpec, submit_key: UUID) -> Run:
         """Accepts a run. The same key again is the same run.

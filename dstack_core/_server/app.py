@@ -28,6 +28,7 @@ from dstack_core._engine.engine import Engine
 from dstack_core._engine.intents import ORPHAN_GRACE
 from dstack_core._engine.repos import RepoService
 from dstack_core._engine.seams import real_seams
+from dstack_core._engine.service import PLAN_TIMEOUT
 from dstack_core._models.server_config import DEFAULT_PROJECT
 from dstack_core._models.wire import API_VERSION, ServerInfo
 from dstack_core._server.auth import Token, stored_token
@@ -66,6 +67,9 @@ DATABASE_VARIABLE = "DSTACK_DATABASE_URL"
 GRACE_VARIABLE = "DSTACK_ORPHAN_GRACE_SECONDS"
 SERVER_ORPHAN_GRACE, SHORTEST_GRACE = 3600.0, 300.0
 """Seconds. A machine is spoken to every minute, so less would end it for a hiccup."""
+PLAN_VARIABLE = "DSTACK_PLAN_TIMEOUT_SECONDS"
+LONGEST_PLAN = 50.0
+"""Seconds. A client that has heard nothing for a minute gives up."""
 KEY_VARIABLE = "DSTACK_SSH_KEY_FILE"
 """The server's own SSH key, if it is not `server/ssh/id_ed25519`: all servers of one database use the same."""
 SWEEPER_VARIABLE = "DSTACK_SWEEPER"
@@ -228,6 +232,7 @@ async def composed(home: Path, *, local: bool = True) -> AsyncIterator[Parts]:
             report_only=_report_only(),
             server_key=lambda: server_key(_key_file(server_dir)),
             orphan_grace=_orphan_grace(local),
+            plan_timeout=_plan_timeout(),
         )
         stack.push_async_callback(engine.stop)
         await engine.start()
@@ -281,6 +286,21 @@ def _orphan_grace(local: bool) -> float:
         raise ConfigurationError(
             f"{GRACE_VARIABLE}={text} is not a number of seconds, {SHORTEST_GRACE:g} or more. "
             f"Example: {GRACE_VARIABLE}=3600"
+        )
+    return seconds
+
+
+def _plan_timeout() -> float:
+    """How long a plan waits for slow backends."""
+    text = os.environ.get(PLAN_VARIABLE) or str(PLAN_TIMEOUT)
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds <= LONGEST_PLAN:
+        raise ConfigurationError(
+            f"{PLAN_VARIABLE}={text} is not a number of seconds, more than 0 and at most {LONGEST_PLAN:g}. "
+            f"Example: {PLAN_VARIABLE}={PLAN_TIMEOUT:g}"
         )
     return seconds
 

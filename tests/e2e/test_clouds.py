@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
@@ -12,11 +13,12 @@ import pytest
 
 from dstack.api import Client, Profile, Resources, Run, RunStatus, Task
 from dstack_core._cli.scaffold import Package
-from dstack_core._engine.service import PLAN_TIMEOUT
 from dstack_core._models.runs import JobPlan
 from dstack_core.plugin import Offer
-from dstack_core.testing import Failure, Fault, NimbusServer
+from dstack_core.testing import Failure, Fault, NimbusServer, wait_until
+from tests.support.azure import Azure
 from tests.support.ec2 import Ec2
+from tests.support.gcp import Gcp
 from tests.support.homes import ROOT, Home, ended
 from tests.support.lambda_cloud import LambdaCloud
 
@@ -38,6 +40,8 @@ class FrontEnd(Protocol):
 CLOUDS: dict[str, tuple[Callable[[], AbstractContextManager[Any]], str]] = {
     "aws": (lambda: Ec2(("us-east-1",)), "agent"),
     "lambda": (LambdaCloud, "nobody"),
+    "gcp": (Gcp, "agent"),
+    "azure": (Azure, "nobody"),
 }
 NAMES = list(CLOUDS)
 # The small cloud beside them, whose backend is what `dstack plugin new` writes, and whose servers really run.
@@ -45,6 +49,8 @@ SMALL = "stratus"
 # What each of them has, the small one at the highest price.
 GPU = Resources(gpu="20GB..:1")
 MANY = 100_000
+# Seconds that a plan waits here for the slowest of them.
+PATIENCE = 2
 
 
 @pytest.fixture
@@ -93,6 +99,18 @@ def notes_of(found: JobPlan, name: str) -> list[str]:
     return [note for note in found.notes if note.startswith(f"{name}:")]
 
 
+def terms_of(cloud: FrontEnd) -> set[tuple[str, float, str]]:
+    """What a cloud sells on demand: type, USD per hour, and how."""
+    return {(one.instance_type, round(one.price, 3), "on demand") for one in cloud.catalogue() if not one.spot}
+
+
+def terms_in(line: str) -> tuple[str, float, str]:
+    """What a line of the history names: `... (aws/us-east-1/us-east-1a, g6.xlarge, $0.8048/h, on demand): ...`."""
+    found = re.search(r"\(\S+, (\S+), \$(\S+)/h, (spot|on demand)\)", line)
+    assert found is not None, line
+    return found[1], round(float(found[2]), 3), found[3]
+
+
 def account(run: Run) -> list[str]:
     """What the server did, line by line."""
     return b"".join(run.logs(diagnose=True)).decode().splitlines()
@@ -113,13 +131,22 @@ def test_the_offers_of_all_clouds_are_side_by_side(client: Client, clouds: dict[
 
 
 @pytest.mark.parametrize("slow", NAMES)
-def test_a_cloud_that_does_not_answer_is_named(client: Client, clouds: dict[str, FrontEnd], slow: str) -> None:
+def test_a_cloud_that_does_not_answer_is_named(
+    clouds: dict[str, FrontEnd], slow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """It answers nobody before the test is over, and the plan is there all the same, after as long as a plan waits."""
+    monkeypatch.setenv("DSTACK_PLAN_TIMEOUT_SECONDS", str(PATIENCE))
     clouds[slow].fail(Fault.HANG, MANY)
-    found = plan(client)
-    assert {offer.backend for offer in found.offers} == {*CLOUDS, SMALL} - {slow}
-    (note,) = notes_of(found, slow)
-    assert f"did not answer within {PLAN_TIMEOUT:g} s" in note
+    client = Client.from_config()
+
+    def said_beside_all_others() -> list[str]:
+        # The first plan may find one of them still loading its SDK.
+        found = plan(client)
+        whole = {offer.backend for offer in found.offers} == {*CLOUDS, SMALL} - {slow}
+        return notes_of(found, slow) if whole else []
+
+    (note,) = wait_until(said_beside_all_others, timeout=60, what="a plan with all clouds but one")
+    assert f"did not answer within {PATIENCE} s" in note
 
 
 @pytest.mark.parametrize("expired", NAMES)
@@ -133,7 +160,7 @@ def test_a_cloud_that_lets_nobody_in_hides_no_other(client: Client, clouds: dict
 
 
 def test_a_run_goes_from_one_cloud_to_the_next(client: Client, clouds: dict[str, FrontEnd]) -> None:
-    """Each cloud that is cheaper refuses for want of capacity; the last one has it, and the run says how it went."""
+    """Each cloud that is cheaper refuses for want of capacity; the last one has it; the run says what it was to buy."""
     said = {name: clouds[name].fail(Fault.NO_CAPACITY, MANY).words for name in CLOUDS}
     profile = Profile(name="one", backends=[*CLOUDS, SMALL], spot_policy="on-demand")
     run = client.runs.submit(Task(commands=["echo here"], resources=GPU), profile=profile)
@@ -144,5 +171,6 @@ def test_a_run_goes_from_one_cloud_to_the_next(client: Client, clouds: dict[str,
     for name, words in said.items():
         refused = [line for line in history if f"({name}/" in line and "intent -> failed" in line]
         assert refused, (name, history)
-        assert all(words in line for line in refused)
-    assert any(f"({SMALL}/" in line and "starting -> running" in line for line in history)
+        assert all(words in line and terms_in(line) in terms_of(clouds[name]) for line in refused), (name, refused)
+    (runs,) = [line for line in history if f"({SMALL}/" in line and "starting -> running" in line]
+    assert terms_in(runs) in terms_of(clouds[SMALL])

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import RFC_4122, uuid4
@@ -14,6 +16,7 @@ import pytest
 
 from dstack_core._engine.engine import Engine
 from dstack_core._engine.seams import real_seams
+from dstack_core._engine.service import PLAN_TIMEOUT
 from dstack_core._models.configurations import Task
 from dstack_core._models.profiles import Profile, RetryPolicy
 from dstack_core._models.runs import Reason, Run, RunSpec, RunStatus
@@ -44,7 +47,14 @@ FOREVER = Task(commands=["echo up", "sleep 1000"], stop_duration=1)
 class Server:
     """One engine, as one server process has it."""
 
-    def __init__(self, store: Store, cloud: ScriptedCloud, folder: Path, alone: bool = True) -> None:
+    def __init__(
+        self,
+        store: Store,
+        cloud: ScriptedCloud,
+        folder: Path,
+        alone: bool = True,
+        plan_timeout: float = PLAN_TIMEOUT,
+    ) -> None:
         self.cloud = cloud
         self.folder = folder
         self.logs = LogStore(folder / "logs")
@@ -59,6 +69,7 @@ class Server:
             agent_pyz=build_agent(folder),
             lease_owner=f"server-{uuid4()}",
             alone=alone,
+            plan_timeout=plan_timeout,
         )
 
     async def submit(self, task: Task | Service, name: str | None = None, **profile: Any) -> Run:
@@ -133,8 +144,9 @@ async def test_a_run_from_submit_to_its_confirmed_end(server: Server) -> None:
 
 
 async def test_failover_passes_over_what_is_refused(server: Server) -> None:
-    """No capacity in the first zone, no quota in the second: the third runs it; the history tells."""
-    server.cloud.offers = list(offers_in("a", "b", "c"))
+    """No capacity in the first zone, no quota in the second: the third runs it; the history tells, with the offers."""
+    first, *others = offers_in("a", "b", "c")
+    server.cloud.offers = [replace(first, instance_type="large", spot=True, price=0.8048), *others]
     server.cloud.before["create"] = [
         *raising(NoCapacityError("none left in a")),
         *raising(QuotaExceededError("quota in b", scope="zone")),
@@ -146,18 +158,41 @@ async def test_failover_passes_over_what_is_refused(server: Server) -> None:
     assert submission.job_provisioning_data is not None
     assert (run.status, submission.job_provisioning_data.zone) == (S.DONE, "c")
     account = (await server.output(run, diagnose=True)).decode()
-    assert "none left in a" in account
-    assert "quota in b" in account
+    assert "(sim/here/a, large, $0.8048/h, spot): intent -> failed: none left in a\n" in account
+    assert "(sim/here/b, small, $1.01/h, on demand): intent -> failed: quota in b\n" in account
+    assert "(sim/here/c, small, $1.02/h, on demand): intent -> starting\n" in account
 
 
 async def test_when_all_offers_are_refused_the_run_fails_with_their_words(server: Server) -> None:
-    """What each zone said is in the message of the run."""
+    """What each zone said is in the message of the run, and what was to be bought there."""
     server.cloud.offers = list(offers_in("a", "b"))
     server.cloud.before["create"] = [*raising(NoCapacityError("dry in a")), *raising(NoCapacityError("dry in b"))]
     run = await server.end(await server.submit(Task(commands=["true"])))
     assert (run.status, run.reason) == (S.FAILED, Reason.NO_CAPACITY)
-    assert "dry in a" in (run.message or "")
-    assert "dry in b" in (run.message or "")
+    assert "sim/here (small, $1/h, on demand): dry in a; " in (run.message or "")
+    assert "sim/here (small, $1.01/h, on demand): dry in b" in (run.message or "")
+
+
+async def test_a_plan_waits_as_long_as_it_is_told(store: Store, folder: Path) -> None:
+    """A cloud that is slower than that is named, with the time."""
+    cloud, released = ScriptedCloud(), threading.Event()
+
+    def stand_still() -> None:
+        released.wait(60)
+
+    cloud.before["offers"] = [stand_still]
+    server = Server(store, cloud, folder, plan_timeout=0.25)
+    await server.engine.start()
+    try:
+        spec = RunSpec(configuration=Task(commands=["true"]), profile=Profile())
+        plan = await server.engine.service.get_plan("main", "ann", spec)
+        assert not plan.job_plans[0].offers
+        assert any("did not answer within 0.25 s" in note for note in plan.job_plans[0].notes)
+    finally:
+        released.set()
+        await server.engine.stop()
+        await server.logs.aclose()
+        await asyncio.to_thread(cloud.close)
 
 
 async def test_an_unclear_create_ends_in_one_instance(server: Server) -> None:

@@ -161,3 +161,18 @@ def test_a_grace_that_would_end_machines_for_a_hiccup_is_refused(monkeypatch: py
     monkeypatch.setenv("DSTACK_ORPHAN_GRACE_SECONDS", given)
     with pytest.raises(ConfigurationError, match="300 or more"):
         app._orphan_grace(True)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("", 10), ("0.5", 0.5), ("50", 50)])
+def test_how_long_a_plan_waits(monkeypatch: pytest.MonkeyPatch, given: str, seconds: float) -> None:
+    """Ten seconds for the slowest cloud, or as a person says."""
+    monkeypatch.setenv("DSTACK_PLAN_TIMEOUT_SECONDS", given)
+    assert app._plan_timeout() == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", "0", "-1", "51", "inf", "nan"])
+def test_a_plan_that_waits_longer_than_its_client_is_refused(monkeypatch: pytest.MonkeyPatch, given: str) -> None:
+    """With the variable, what it is, what it may be, and what to write instead."""
+    monkeypatch.setenv("DSTACK_PLAN_TIMEOUT_SECONDS", given)
+    with pytest.raises(ConfigurationError, match=f"SECONDS={given} .* at most 50.*Example: .*SECONDS=10$"):
+        app._plan_timeout()

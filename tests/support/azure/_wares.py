@@ -52,6 +52,9 @@ WARES = {
     "Standard_NC4as_T4_v3": Ware(
         0.526, (4, 28, "x86"), "Standard NCASv3_T4 Family", (Gpu("T4", 16384, "nvidia", (7, 5)),)
     ),
+    "Standard_NV36ads_A10_v5": Ware(
+        1.6, (36, 440, "x86"), "StandardNVADSA10v5Family", (Gpu("A10", 24576, "nvidia", (8, 6)),), generations="V2"
+    ),
     "Standard_NC24ads_A100_v4": Ware(
         3.673,
         (24, 220, "x86"),
