@@ -232,9 +232,10 @@ async def test_a_late_shortage_of_what_nobody_wants_any_more_is_one(bench: Bench
 
 async def test_a_late_shortage_is_counted_once(bench: Bench) -> None:
     """An instance may say why it leaves for as long as it is on its way out."""
-    intent = await come_too_late(bench)
     bench.cloud.stuck = {"i-1"}
+    intent = await come_too_late(bench)
     await bench.run(100)
+    assert await bench.status(intent) is InstanceStatus.TERMINATING
     bench.cloud.end("i-1", StateReason.NO_CAPACITY)
     await bench.run(70)
     assert await bench.status(intent) is InstanceStatus.TERMINATED
