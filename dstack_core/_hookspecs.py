@@ -19,10 +19,10 @@ Wrapping
     leaves out the entry points of these names.
 
 Plugin API
-    `PLUGIN_API` is the version of this file. Adding an argument or an optional hook raises the second number; anything
-    that could break a plugin raises the first, and a plugin for another first number is refused with a reason. A
-    backend says in `BackendInfo.plugin_api` what it was written for; a plugin that only wraps may say so in a module
-    variable `DSTACK_PLUGIN_API = (1, 0)`.
+    `PLUGIN_API` is the version of this file. Adding an argument, an optional hook or something that a backend may say
+    raises the second number; anything that could break a plugin raises the first, and a plugin for another first number
+    is refused with a reason. A backend says in `BackendInfo.plugin_api` what it was written for; a plugin that only
+    wraps may say so in a module variable `DSTACK_PLUGIN_API = (1, 0)`.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ __all__ = [
 
 PROJECT = "dstack"
 ENTRY_POINT_GROUP = "dstack.backends"
-PLUGIN_API = (1, 2)
+PLUGIN_API = (1, 3)
 BACKEND_NAME = r"[a-z][a-z0-9-]*"
 BACKEND_NAME_LENGTH = 64
 
@@ -188,7 +188,8 @@ def dstack_create_instance(request: InstanceRequest, backend: str) -> Instance: 
     returns the instance of the first call, even if that one has terminated since, and never makes a second one. The
     request is replayed byte for byte; the same intent with another body is an `InvalidRequestError`.
     Does not wait for the machine to boot. Everything in `request.tags`, and the intent and the owner, goes *into*
-    the create call.
+    the create call. A shortage that shows only after the cloud has accepted is not waited for: the instance is then
+    `STOPPING` or `TERMINATED`, with `StateReason.NO_CAPACITY`.
 
     Raises:
         NoCapacityError: definitely not created; the engine takes the next offer.
@@ -214,7 +215,9 @@ def dstack_get_instance(ref: InstanceRef, backend: str) -> Instance | None:
     Returns:
         The instance, or `None` when the cloud does not know it (any more). `None` soon after creation is not taken
         for an end: the engine waits for `BackendInfo.visibility_window`. An instance that has lost its tags is still
-        there, and billed: that is an `UnknownOutcomeError`, and no `None`.
+        there, and billed: that is an `UnknownOutcomeError`, and no `None`. One that was accepted and could not be made
+        for want of capacity has `StateReason.NO_CAPACITY` (since 1.3): the engine remembers that as it does a
+        `NoCapacityError` of the zone, and takes the next offer.
 
     Raises:
         AuthenticationError, RateLimitedError, UnknownOutcomeError: asked again later; nothing is concluded about the

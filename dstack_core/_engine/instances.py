@@ -28,7 +28,7 @@ from dstack_core._engine.transitions import (
     InstanceView,
     step_instance,
 )
-from dstack_core._models.instances import Endpoint, Instance, InstanceRef, InstanceRequest, InstanceState
+from dstack_core._models.instances import Endpoint, Instance, InstanceRef, InstanceRequest, InstanceState, StateReason
 from dstack_core._models.offers import Offer
 from dstack_core._store.store import Store
 from dstack_core._store.tables import InstanceRow, JobRow
@@ -156,8 +156,9 @@ class InstanceHandler:
         written = await self._store.transact(lambda session: self._write(session, lease, it, seen), quick=True)
         if written.shortage is not None:
             self._shortages.learn(written.shortage)
-        if it.view.status is InstanceStatus.INTENT and seen.event is InstanceEvent.ACCEPTED:
-            await self._shortages.forget(it.request.offer)
+        if it.view.status is InstanceStatus.STARTING and seen.event is InstanceEvent.REACHED:
+            # Not when it is accepted: that it cannot be had may show later.
+            await self._shortages.forget(it.request.offer, it.view.accepted_at or it.created_at)
         for job in written.wake:
             self._wakeups.wake("job", job)
         for other, known in written.adopt:
@@ -222,6 +223,8 @@ class InstanceHandler:
         # `wanted` may have changed while the cloud was asked.
         written = _Written()
         after = self._step(session, row, it.request.offer, seen, written)
+        if seen.error is not None:
+            written.shortage = self._shortage(session, it.request.offer, seen)
         pause = self._pause(row, after, seen)
         if pause == 0:
             lengthen(row, seen.at + LEASE)
@@ -229,8 +232,6 @@ class InstanceHandler:
             return written
         release(row, None if pause is None else seen.at + timedelta(seconds=pause))
         written.due = row.due_at
-        if after.status is InstanceStatus.FAILED:
-            written.shortage = self._shortage(session, it.request.offer, seen)
         return written
 
     def _shortage(self, session: Session, offer: Offer, seen: InstanceObservation) -> Shortage | None:
@@ -336,7 +337,7 @@ class InstanceHandler:
             return self._refused(it, error)
         except BackendError as error:
             return self._saw(InstanceEvent.UNCLEAR, message=str(error))
-        return self._accepted(instance)
+        return self._accepted(it, instance)
 
     def _refused(self, it: _Snapshot, error: BackendError) -> InstanceObservation:
         """A refusal settles the matter only if no earlier call may have gone through."""
@@ -360,14 +361,16 @@ class InstanceHandler:
         row = held(session, lease, InstanceRow)
         row.create_calls -= 1
 
-    def _accepted(self, instance: Instance) -> InstanceObservation:
-        event = InstanceEvent.GONE if instance.state is InstanceState.TERMINATED else InstanceEvent.ACCEPTED
-        return self._saw(
-            event,
-            ref=instance.ref,
-            endpoint=instance.endpoint,
-            message=_why_gone(instance) if event is InstanceEvent.GONE else None,
-        )
+    def _accepted(self, it: _Snapshot, instance: Instance) -> InstanceObservation:
+        if instance.state is InstanceState.TERMINATED:
+            return self._ended(InstanceEvent.GONE, it, instance, ref=instance.ref, endpoint=instance.endpoint)
+        return self._saw(InstanceEvent.ACCEPTED, ref=instance.ref, endpoint=instance.endpoint)
+
+    def _ended(self, event: InstanceEvent, it: _Snapshot, instance: Instance, **facts: object) -> InstanceObservation:
+        """It is gone or leaves. One that could not be made for want of capacity counts as refused, once."""
+        if _came_short(it.view, instance):
+            facts |= {"error": NoCapacityError.__name__, "error_scope": "zone"}
+        return self._saw(event, message=_why_gone(instance), **facts)
 
     async def _find(self, lease: Lease, it: _Snapshot) -> InstanceObservation:
         """Finds out what became of a call of unknown outcome: adopt it, or be certain that there is nothing."""
@@ -383,7 +386,7 @@ class InstanceHandler:
         found = sorted((one for one in listed if one.intent == it.id), key=lambda one: one.created_at)
         if found:
             await self._terminate_doubles(found[1:])
-            return self._accepted(found[0])
+            return self._accepted(it, found[0])
         waited = (self._clock.now() - (it.last_create_at or it.created_at)).total_seconds()
         if it.view.misses + 1 < MIN_MISSES or waited < info.visibility_window + info.hook_timeout:
             return self._saw(InstanceEvent.NOT_SEEN, message="the cloud does not list it (yet)")
@@ -544,9 +547,9 @@ class InstanceHandler:
                 InstanceEvent.SILENT if fresh else InstanceEvent.GONE, message="the cloud does not know it"
             )
         if instance.state is InstanceState.TERMINATED:
-            return self._saw(InstanceEvent.GONE, message=_why_gone(instance))
+            return self._ended(InstanceEvent.GONE, it, instance)
         if instance.state is InstanceState.STOPPING:
-            return self._saw(InstanceEvent.LEAVING, message=_why_gone(instance))
+            return self._ended(InstanceEvent.LEAVING, it, instance)
         if it.view.status is InstanceStatus.RUNNING:
             return self._saw(InstanceEvent.REACHED, endpoint=endpoint)
         return self._saw(InstanceEvent.SILENT, endpoint=endpoint)
@@ -568,6 +571,8 @@ class InstanceHandler:
         if instance is None and self._is_fresh(it):
             # Both calls may have met a part of the cloud that does not know it yet.
             return self._saw(InstanceEvent.STILL_THERE, message="the cloud does not know it (yet)")
+        if instance is not None and instance.state is InstanceState.TERMINATED and _came_short(it.view, instance):
+            return self._ended(InstanceEvent.GONE, it, instance)
         if instance is None or instance.state is InstanceState.TERMINATED:
             return self._saw(InstanceEvent.GONE)
         self._alarm(it, f"the cloud says '{instance.state.value}'")
@@ -590,6 +595,11 @@ def note_call(row: InstanceRow, now: datetime) -> None:
     """Writes down that the cloud is about to be asked."""
     row.create_calls += 1
     row.last_create_at = now
+
+
+def _came_short(view: InstanceView, instance: Instance) -> bool:
+    """Whether this is news of a shortage. What ran was had, and what was said on its way out is known."""
+    return instance.reason is StateReason.NO_CAPACITY and view.running_at is None and view.error is None
 
 
 def _why_gone(instance: Instance) -> str:

@@ -187,9 +187,10 @@ class Shortages:
         row.message = seen.message or ""
         return _shortage(row)
 
-    async def forget(self, offer: Offer) -> None:
-        """An offer could be had: what was remembered of it is not true any more."""
-        known = [key for key, one in self._known.items() if key[0] == offer.backend and _is_about(one.key, offer)]
+    async def forget(self, offer: Offer, had_at: datetime) -> None:
+        """An offer could be had then: what was refused before is not true any more."""
+        mine = ((key, one) for key, one in self._known.items() if key[0] == offer.backend and one.since <= had_at)
+        known = [key for key, one in mine if _is_about(one.key, offer)]
         if known:
             await self._store.transact(lambda session: _forget(session, known), quick=True)
         for one in known:

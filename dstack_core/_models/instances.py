@@ -38,12 +38,14 @@ class StateReason(str, Enum):
         SPOT_INTERRUPTION: the cloud took it away.
         SHUTDOWN_FROM_INSIDE: the machine shut itself down.
         FAILURE: it broke.
+        NO_CAPACITY: it was accepted and could not be made for want of capacity. Since plugin API 1.3.
     """
 
     REQUESTED = "requested"
     SPOT_INTERRUPTION = "spot_interruption"
     SHUTDOWN_FROM_INSIDE = "shutdown_from_inside"
     FAILURE = "failure"
+    NO_CAPACITY = "no_capacity"
 
 
 class _Frozen(BaseModel):

@@ -18,7 +18,7 @@ from dstack_core._engine.engine import Engine
 from dstack_core._engine.seams import real_seams
 from dstack_core._engine.service import PLAN_TIMEOUT
 from dstack_core._models.configurations import Task
-from dstack_core._models.profiles import Profile, RetryPolicy
+from dstack_core._models.profiles import Profile, RetryEvent, RetryPolicy
 from dstack_core._models.runs import Reason, Run, RunSpec, RunStatus
 from dstack_core._models.services import Service
 from dstack_core._models.wire import GetRunRequest, LogQuery, StopRunsRequest
@@ -35,7 +35,7 @@ from dstack_core.errors import (
     ServerClientError,
     UnknownOutcomeError,
 )
-from dstack_core.plugin import Availability, Offer, StateReason
+from dstack_core.plugin import Availability, InstanceState, Offer, StateReason
 from tests.support.cloud import SMALL, ScriptedCloud, hub_of, offers_in, raising
 
 pytestmark = pytest.mark.anyio
@@ -161,6 +161,36 @@ async def test_failover_passes_over_what_is_refused(server: Server) -> None:
     assert "(sim/here/a, large, $0.8048/h, spot): intent -> failed: none left in a\n" in account
     assert "(sim/here/b, small, $1.01/h, on demand): intent -> failed: quota in b\n" in account
     assert "(sim/here/c, small, $1.02/h, on demand): intent -> starting\n" in account
+
+
+@pytest.mark.parametrize("state", [InstanceState.STOPPING, InstanceState.TERMINATED])
+async def test_failover_passes_over_what_falls_short_late(server: Server, state: InstanceState) -> None:
+    """Accepted in the first zone, and not made: the second one runs it, and the next run does not ask the first."""
+    server.cloud.offers = list(offers_in("a", "b"))
+    server.cloud.late = [state]
+    run = await server.end(await server.submit(Task(commands=["echo hello"])))
+    assert run.status is S.DONE
+    account = (await server.output(run, diagnose=True)).decode()
+    assert "(sim/here/a): starting -> " in account
+    assert "(no capacity)" in account
+    await server.end(await server.submit(Task(commands=["echo hello"])))
+    assert [request.offer.zone for request in server.cloud.requests] == ["a", "b", "b"]
+
+
+async def test_a_late_shortage_is_retried_as_one(server: Server) -> None:
+    """With no other offer left, it is for the policy's "no-capacity", and not for its "interruption"."""
+    server.cloud.late = [InstanceState.STOPPING, InstanceState.STOPPING]
+    server.cloud.offers = list(offers_in("a"))
+    retried = RetryPolicy(retry=True, on_events=[RetryEvent.NO_CAPACITY])
+    run = await server.submit(Task(commands=["true"]), retry_policy=retried)
+    run = await server.until(run, lambda seen: len(seen.jobs[0].job_submissions) > 1)
+    assert run.jobs[0].job_submissions[0].reason is Reason.NO_CAPACITY
+    await server.stop(run)
+    server.cloud.offers = list(offers_in("b"))
+    only = RetryPolicy(retry=True, on_events=[RetryEvent.INTERRUPTION])
+    run = await server.end(await server.submit(Task(commands=["true"]), retry_policy=only))
+    assert (run.status, run.reason) == (S.FAILED, Reason.NO_CAPACITY)
+    assert "(no capacity)" in (run.message or "")
 
 
 async def test_when_all_offers_are_refused_the_run_fails_with_their_words(server: Server) -> None:

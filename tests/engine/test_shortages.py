@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from dstack_core._backends import Listing
+from dstack_core._engine.leases import LeaseLost
 from dstack_core._engine.placement import choose, rank
+from dstack_core._engine.reconciler import LEASE
 from dstack_core._engine.shortages import Memory, Shortage, Shortages, family_of
 from dstack_core._engine.transitions import InstanceStatus
 from dstack_core._models.offer_index import OfferIndex
 from dstack_core._store.store import Store
-from dstack_core.errors import AuthenticationError, BackendError, NoCapacityError, QuotaExceededError
-from dstack_core.plugin import Availability, MachineResources, Offer, Requirements
+from dstack_core.errors import (
+    AuthenticationError,
+    BackendError,
+    NoCapacityError,
+    QuotaExceededError,
+    UnknownOutcomeError,
+)
+from dstack_core.plugin import Availability, InstanceState, MachineResources, Offer, Requirements, StateReason
 from tests.support.bench import Bench
 from tests.support.cloud import SMALL, ScriptedCloud, raising
 
@@ -154,6 +164,140 @@ async def test_an_intent_that_was_refused_is_over_all_the_same(bench: Bench) -> 
     intent = await bench.intend()
     await bench.turn()
     assert await bench.status(intent) is InstanceStatus.FAILED
+
+
+async def test_a_refusal_since_an_instance_was_accepted_holds(bench: Bench) -> None:
+    """That one could be had before says nothing of it, even if it runs only now."""
+    bench.transport.answering = False
+    intent = await bench.intend()
+    await bench.run(10)
+    assert await bench.status(intent) is InstanceStatus.STARTING
+    bench.cloud.before["create"] = raising(NoCapacityError("dry"))
+    await bench.intend()
+    await bench.run(20)
+    assert (await bench.shortages.now()).of(SAME)
+    bench.transport.answering = True
+    await bench.run(10)
+    assert await bench.status(intent) is InstanceStatus.RUNNING
+    assert (await bench.shortages.now()).of(SAME)
+
+
+# ------------------------------------------------------------------------------------- shortages that show late --
+
+
+async def come_too_late(bench: Bench, state: InstanceState = InstanceState.STOPPING) -> UUID:
+    """Has the cloud accept an instance that it cannot make, and whoever asks learn that."""
+    bench.cloud.late = [state]
+    intent = await bench.intend()
+    await bench.turn()
+    return intent
+
+
+@pytest.mark.parametrize("state", [InstanceState.STOPPING, InstanceState.TERMINATED])
+async def test_a_shortage_that_shows_late_is_one_of_the_zone(bench: Bench, state: InstanceState) -> None:
+    """Accepted, and not made for want of capacity: as if it was refused, for as long, and the instance is over."""
+    intent = await come_too_late(bench, state)
+    memory = await bench.shortages.now()
+    assert [one for one in EVERYTHING if memory.of(one)] == [SAME]
+    (shortage,) = memory
+    assert (shortage.until - shortage.since, shortage.times) == (timedelta(minutes=3), 1)
+    assert "(no capacity)" in shortage.message
+    await bench.run(30)
+    row = await bench.row(intent)
+    assert (row.status, row.error, row.message) == ("terminated", "NoCapacityError", shortage.message)
+    assert not bench.cloud.alive()
+
+
+async def test_a_late_shortage_behind_an_unclear_answer_is_found(bench: Bench) -> None:
+    """The answer to create was lost, and the listing says how it ended."""
+    bench.cloud.after["create"] = raising(UnknownOutcomeError("reset"))
+    intent = await come_too_late(bench, InstanceState.TERMINATED)
+    await bench.run(30)
+    assert await bench.status(intent) is InstanceStatus.TERMINATED
+    assert (await bench.shortages.now()).of(SAME)
+
+
+async def test_a_late_shortage_of_what_nobody_wants_any_more_is_one(bench: Bench) -> None:
+    """A run that was stopped while its instance was pending: the shortage is news for the others."""
+    intent = await come_too_late(bench, InstanceState.PENDING)
+    bench.cloud.stuck = {"i-1"}
+    await bench.unwant(intent)
+    await bench.run(20)
+    assert not await bench.shortages.now()
+    bench.cloud.end("i-1", StateReason.NO_CAPACITY)
+    await bench.run(90)
+    assert await bench.status(intent) is InstanceStatus.TERMINATED
+    assert (await bench.shortages.now()).of(SAME)
+
+
+async def test_a_late_shortage_is_counted_once(bench: Bench) -> None:
+    """An instance may say why it leaves for as long as it is on its way out."""
+    bench.cloud.stuck = {"i-1"}
+    intent = await come_too_late(bench)
+    await bench.run(100)
+    assert await bench.status(intent) is InstanceStatus.TERMINATING
+    bench.cloud.end("i-1", StateReason.NO_CAPACITY)
+    await bench.run(70)
+    assert await bench.status(intent) is InstanceStatus.TERMINATED
+    (shortage,) = await bench.shortages.now()
+    assert shortage.until - bench.clock.now() <= timedelta(seconds=10)
+
+
+async def test_late_shortages_that_are_repeated_are_remembered_for_longer(bench: Bench) -> None:
+    """That the cloud accepts each time does not take back what it could not keep the last time."""
+    lengths = []
+    for _ in range(4):
+        await come_too_late(bench)
+        (shortage,) = await bench.shortages.now()
+        lengths.append((shortage.until - shortage.since).total_seconds() / 60)
+        await bench.clock.sleep((shortage.again_at - bench.clock.now()).total_seconds())
+    assert lengths == [3, 6, 12, 24]
+
+
+@pytest.mark.parametrize("state", [InstanceState.STOPPING, InstanceState.TERMINATED])
+async def test_what_ran_was_no_shortage(bench: Bench, state: InstanceState) -> None:
+    """Whatever a cloud says of its end."""
+    intent = await bench.intend()
+    await bench.turn()
+    assert await bench.status(intent) is InstanceStatus.RUNNING
+    gone = {"state": state, "reason": StateReason.NO_CAPACITY}
+    bench.cloud.instances["i-1"] = bench.cloud.instances["i-1"].model_copy(update=gone)
+    await bench.look(intent)
+    await bench.run(30)
+    row = await bench.row(intent)
+    assert (row.status, row.error) == ("terminated", None)
+    assert not await bench.shortages.now()
+
+
+async def test_an_instance_that_broke_is_no_shortage(bench: Bench) -> None:
+    """Only the reason says that it is one."""
+    intent = await come_too_late(bench, InstanceState.PENDING)
+    bench.cloud.end("i-1", StateReason.FAILURE)
+    await bench.run(30)
+    assert await bench.status(intent) is InstanceStatus.TERMINATED
+    assert not await bench.shortages.now()
+
+
+async def test_a_late_shortage_is_written_only_under_the_lease(bench: Bench) -> None:
+    """A server that lost its lease meanwhile writes nothing down, and the one that has it does."""
+    bench.transport.answering = False
+    await come_too_late(bench, InstanceState.PENDING)
+    await bench.clock.sleep(30)
+    old = await bench.take()
+    assert old is not None
+    bench.cloud.end("i-1", StateReason.NO_CAPACITY)
+    await bench.clock.sleep(LEASE.total_seconds() + 1)
+    handler = bench.handler
+    bench.restart()
+    new = await bench.take()
+    assert new is not None
+    with pytest.raises(LeaseLost):
+        await handler.advance(old, asyncio.Event())
+    assert not await bench.shortages.now()
+    await bench.clock.sleep(2)
+    while await bench.handler.advance(new, asyncio.Event()):
+        pass
+    assert (await bench.shortages.now()).of(SAME)
 
 
 # ---------------------------------------------------------------------------------------------------- placement --

@@ -161,7 +161,7 @@ async def test_another_major_version_of_the_plugin_api_is_refused_with_the_cure(
     hub = hub_of(Point("a", plugin(info(plugin_api=(0, 9)), info("other", plugin_api=(1, 99)))))
     (other, toy) = await hub.status()
     assert (toy.state, other.state) == ("failed", "configured")
-    assert "plugin API 0.9, and this dstack-core speaks 1.2: upgrade the plugin" in str(toy.reason)
+    assert "plugin API 0.9, and this dstack-core speaks 1.3: upgrade the plugin" in str(toy.reason)
     assert hub.names() == ["other"]
 
 

@@ -94,7 +94,7 @@ def _one_look_is_enough() -> AbstractContextManager[None]:
             return self._saw(InstanceEvent.UNCLEAR, message=str(error))
         found = [one for one in listed if one.intent == it.id]
         if found:
-            return self._accepted(found[0])
+            return self._accepted(it, found[0])
         return self._saw(InstanceEvent.ABSENT if it.view.wanted else InstanceEvent.WITHDRAWN)
 
     return _replaced(InstanceHandler, "_find", find)

@@ -34,6 +34,7 @@ HOOK_FAULTS = (
     ("create", "unauthorized"),
     ("create", "invalid"),
     ("create", "mismatch"),
+    ("create", "late shortage"),
     ("get", "lost before"),
     ("get", "throttled"),
     ("list", "lost before"),

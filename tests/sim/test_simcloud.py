@@ -189,6 +189,24 @@ def test_droughts_and_quotas_come_and_go(cloud: SimCloud, clock: SimClock) -> No
     create(cloud, 10, region="east", zone="a")
 
 
+def test_a_shortage_may_show_late(cloud: SimCloud, clock: SimClock) -> None:
+    """Accepted, and given up before it runs, for want of capacity; asked again, it is the same one."""
+    cloud.weather.starts, cloud.weather.ends = (5, 5), (10, 10)
+    cloud.faults.script("create", "late shortage", "late shortage")
+    made = create(cloud)
+    assert (made.state, create(cloud).ref) == (InstanceState.PENDING, made.ref)
+    seen = []
+    for _ in range(2):
+        clock.advance(6)
+        found = cloud.dstack_get_instance(made.ref)
+        seen.append(found and (found.state, found.reason, found.endpoint))
+        clock.advance(5)
+    short = StateReason.NO_CAPACITY
+    assert seen == [(InstanceState.STOPPING, short, None), (InstanceState.TERMINATED, short, None)]
+    assert cloud.faults.struck["create: late shortage"] == 1
+    assert cloud.alive() == []
+
+
 def test_calls_are_limited_by_a_token_bucket(clock: SimClock) -> None:
     """Two a second, four at once; and the refusal says when to come again."""
     cloud = SimCloud(clock, rate=2.0)

@@ -70,6 +70,7 @@ class ScriptedCloud:
         after: faults for the next calls of a hook, raised when it has happened already.
         hidden: ids that listings do not show (yet).
         stuck: ids that do not go away when terminated.
+        late: how the next instances are found that are accepted and cannot be made for want of capacity.
         idempotent: whether the same intent gives the same instance.
         calls: how often each hook was called.
         instances: all instances that ever were, by id.
@@ -82,6 +83,7 @@ class ScriptedCloud:
     after: dict[str, list[Fault]] = field(default_factory=dict)
     hidden: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)
+    late: list[InstanceState] = field(default_factory=list)
     idempotent: bool = True
     calls: Counter[str] = field(default_factory=Counter)
     instances: dict[str, Instance] = field(default_factory=dict)
@@ -151,10 +153,18 @@ class ScriptedCloud:
             created_at=self.now(),
             endpoint=Endpoint(unix_socket=(self.agents or Path("/nonexistent")) / f"i-{number}" / "agent.sock"),
         )
+        if self.late:
+            return self._accept_in_vain(instance)
         self.instances[instance.ref.id] = instance
         if self.agents is not None:
             self._start_agent(instance.ref.id, request, self.agents)
         return instance
+
+    def _accept_in_vain(self, instance: Instance) -> Instance:
+        accepted = instance.model_copy(update={"state": InstanceState.PENDING, "endpoint": None})
+        short = {"state": self.late.pop(0), "reason": StateReason.NO_CAPACITY}
+        self.instances[instance.ref.id] = accepted.model_copy(update=short)
+        return accepted
 
     def _start_agent(self, instance_id: str, request: InstanceRequest, agents: Path) -> None:
         folder = agents / instance_id

@@ -292,6 +292,9 @@ class SimCloud:
                 self.faults.struck["create: mismatch"] += 1
                 raise InvalidRequestError(f"simulated: the token of intent {request.intent} is one of another request")
             instance = known if known is not None else self._make(request)
+            if known is None and fault == "late shortage":
+                self.faults.struck["create: late shortage"] += 1
+                self._give_up(instance)
             return self._describe(instance)
 
     @hookimpl
@@ -396,6 +399,12 @@ class SimCloud:
         if request.expires_at is not None:
             expires = self.clock.time() + (request.expires_at - self.clock.now()).total_seconds()
         return self._add(request.owner, request.intent, request.offer, request.tags, expires, self._grace)
+
+    def _give_up(self, one: SimInstance) -> None:
+        """Ends an instance when it would have run, or a second later: there is no place for it."""
+        short_at = max(one.runs_at, self.clock.time() + 1.0)
+        one.runs_at, one.machine.crashed_at = _NEVER, self.clock.time()
+        one.end(short_at, self._draw(self.weather.ends), StateReason.NO_CAPACITY)
 
     def _check_capacity(self, offer: Offer) -> None:
         now = self.clock.time()

@@ -34,6 +34,7 @@ Kind = Literal[
     "ignored",
     "page lost",
     "mismatch",
+    "late shortage",
 ]
 """What may happen to a call.
 
@@ -43,9 +44,10 @@ Kind = Literal[
 - `ignored`: the call succeeds, and nothing happens (`terminate` alone)
 - `page lost`: the second page of a listing does not come (`list` alone)
 - `mismatch`: refused, since the token was used with another request; only what was made before (`create` alone)
+- `late shortage`: accepted, and given up for want of capacity before it runs; only what is new (`create` alone)
 """
 
-_AFTERWARDS = ("lost after", "bug after", "ignored", "page lost", "mismatch")
+_AFTERWARDS = ("lost after", "bug after", "ignored", "page lost", "mismatch", "late shortage")
 
 
 @dataclass(frozen=True)

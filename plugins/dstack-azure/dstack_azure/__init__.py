@@ -17,7 +17,7 @@ def dstack_register_backends() -> list[BackendInfo]:
             title="Microsoft Azure",
             config=AzureConfig,
             factory="dstack_azure._backend:AzureBackend",
-            plugin_api=(1, 2),
+            plugin_api=(1, 3),
             # A virtual machine is made by its name, and only if there is none of that name: Azure's own promise.
             native_idempotency=True,
             # Listings are of a cache that is seconds old; some minutes were seen.

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from dstack_azure._config import AzureConfig
+from dstack_azure._errors import SHORTAGES
 from dstack_azure._images import image_of
 from dstack_core.plugin import (
     Endpoint,
@@ -36,6 +37,7 @@ _POWER = {
     "hibernating": InstanceState.STOPPING,
     "hibernated": InstanceState.STOPPING,
 }
+_SHORT = frozenset(code.lower() for code in SHORTAGES)
 
 
 def request_digest(request: InstanceRequest) -> str:
@@ -238,11 +240,17 @@ def _state(properties: dict[str, Any], statuses: list[dict[str, Any]]) -> tuple[
     if provisioning == "deleting":
         return InstanceState.STOPPING, StateReason.REQUESTED
     if provisioning == "failed" and power not in ("running", "deallocated", "stopped"):
-        return InstanceState.STOPPING, StateReason.FAILURE
+        return InstanceState.STOPPING, _why_failed(codes)
     if power not in _POWER:
         # Not told yet, or not at the moment, as Azure says now and then.
         return (InstanceState.RUNNING if provisioning == "succeeded" else InstanceState.PENDING), None
     return _POWER[power], _reason(power, spot=properties.get("priority") == "Spot")
+
+
+def _why_failed(codes: list[str]) -> StateReason:
+    """Azure's code is the last part of a status: `provisioningstate/failed/allocationfailed`."""
+    failed = (code.rpartition("/")[2] for code in codes if code.startswith("provisioningstate/failed/"))
+    return StateReason.NO_CAPACITY if any(code in _SHORT for code in failed) else StateReason.FAILURE
 
 
 def _reason(power: str, *, spot: bool) -> StateReason | None:

@@ -291,16 +291,24 @@ def test_what_a_creation_left_half_way_is_listed_and_ended(azure: Azure) -> None
     assert backend.dstack_list_instances(request.owner) == []
 
 
-@pytest.mark.parametrize("code", ["AllocationFailed", "ZonalAllocationFailed", "OverconstrainedAllocationRequest"])
-def test_a_machine_that_fails_after_it_was_accepted(azure: Azure, code: str) -> None:
-    """It is on its way to the end, says why, and leaves nothing."""
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("AllocationFailed", "no_capacity"),
+        ("ZonalAllocationFailed", "no_capacity"),
+        ("OverconstrainedAllocationRequest", "no_capacity"),
+        ("OSProvisioningTimedOut", "failure"),
+    ],
+)
+def test_a_machine_that_fails_after_it_was_accepted(azure: Azure, code: str, reason: str) -> None:
+    """It is on its way to the end, says whether that is for want of capacity, and leaves nothing."""
     azure.late.append(code)
     backend = backend_of(azure)
     made = backend.dstack_create_instance(cheapest(backend))
     assert made.state is InstanceState.PENDING
     known = backend.dstack_get_instance(made.ref)
     assert known is not None
-    assert (known.state.value, known.reason and known.reason.value) == ("stopping", "failure")
+    assert (known.state.value, known.reason and known.reason.value) == ("stopping", reason)
     assert f"ProvisioningState/failed/{code}: {code}: we do not have" in str(backend.dstack_get_console(made.ref))
     wait_until(lambda: gone(backend, made.ref), what="the end of the machine")
     assert not azure.truth().leftovers

@@ -17,7 +17,7 @@ def dstack_register_backends() -> list[BackendInfo]:
             title="Google Compute Engine",
             config=GcpConfig,
             factory="dstack_gcp._backend:GcpBackend",
-            plugin_api=(1, 2),
+            plugin_api=(1, 3),
             # One name and one requestId for an intent: by Compute Engine's own promise both are used once.
             native_idempotency=True,
             visibility_window=60.0,

@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 from google.api_core.exceptions import BadRequest, Conflict, NotFound
 
 from dstack_core.plugin import (
+    BackendError,
     Instance,
     InstanceRef,
     InstanceRequest,
@@ -263,7 +264,7 @@ class GcpBackend:
             state = InstanceState.PENDING
         else:
             state = InstanceState.TERMINATED
-            reason = reason or (StateReason.FAILURE if failure_of(last, zone) is not None else None)
+            reason = reason or _reason_in(failure_of(last, zone))
         return Instance(
             ref=ref_of(*known, ref.id, zone),
             intent=known[1],
@@ -299,6 +300,13 @@ def _ours(described: Any) -> Instance:
             f"({dict(described.labels) or 'none'}). Put them back, or end it by hand."
         )
     return found
+
+
+def _reason_in(failure: BackendError | None) -> StateReason | None:
+    """What the failure of a creation says of the instance that there never was."""
+    if isinstance(failure, NoCapacityError):
+        return StateReason.NO_CAPACITY
+    return StateReason.FAILURE if failure is not None else None
 
 
 def _begun(request: InstanceRequest, zone: str, begun: Any, state: InstanceState) -> Instance:

@@ -199,7 +199,7 @@ def test_a_key_that_nobody_can_read_is_not_shown(gcp: Gcp) -> None:
 
 
 def test_a_shortage_that_shows_late(gcp: Gcp, backend: GcpBackend) -> None:
-    """Nobody waits for it: the instance is pending, then gone by a failure, and the same request says why."""
+    """Nobody waits for it: the instance is pending, then gone for want of capacity."""
     gcp.breaks = ("ZONE_RESOURCE_POOL_EXHAUSTED", "There is none left.", 4.0)
     request = request_for(cheapest(backend), uuid4())
     pending = backend.dstack_create_instance(request)
@@ -211,7 +211,7 @@ def test_a_shortage_that_shows_late(gcp: Gcp, backend: GcpBackend) -> None:
 
     ended = wait_until(gone, what="the failure")
     assert ended is not None
-    assert ended.reason is StateReason.FAILURE
+    assert ended.reason is StateReason.NO_CAPACITY
     assert ended.ref == pending.ref
 
 
