@@ -12,11 +12,13 @@ import json
 import subprocess
 from collections.abc import Iterator
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 
+from dstack.api import Client, Profile, RunStatus, Task
 from dstack_core.testing import Cloud, Fleet, Machine, NimbusServer, Truthful, wait_until
-from tests.support.homes import ROOT, Home
+from tests.support.homes import ROOT, Home, ended
 
 __all__ = [
     "Prepared",
@@ -26,6 +28,7 @@ __all__ = [
     "fail_at",
     "machine_of",
     "nothing_billed",
+    "served_through_attach",
     "start_with_grace",
 ]
 
@@ -97,6 +100,27 @@ def machine_of(fleet: Fleet, cloud: Truthful) -> Machine:
 def _on(fleet: Fleet, cloud: Truthful) -> list[Machine]:
     ids = {server.id for server in cloud.truth().servers}
     return [machine for machine in fleet.machines if machine.name in ids and machine.state == "running"]
+
+
+def served_through_attach(client: Client, backend: str, machine: str) -> None:
+    """Runs a web server on a machine of this type, fetches a page of it from here through `attach`, and stops it."""
+    task = Task(commands=["echo hello >page; exec python3 -m http.server 8000"], ports=["*:8000"])
+    profile = Profile(name="one", instance_types=[machine], spot_policy="on-demand")
+    run = client.runs.submit(task, backends=[backend], profile=profile)
+    assert run.attach(), b"".join(run.logs(diagnose=True)).decode()
+
+    def fetched() -> bool:
+        assert run.ports is not None
+        try:
+            with urlopen(f"http://127.0.0.1:{run.ports[8000]}/page", timeout=30) as page:
+                return bool(page.read() == b"hello\n")
+        except OSError:
+            return False
+
+    wait_until(fetched, timeout=LONG, what="the page")
+    run.stop()
+    assert run.ports is None
+    assert ended(run, LONG).status is RunStatus.TERMINATED
 
 
 def nothing_billed(cloud: Truthful) -> None:

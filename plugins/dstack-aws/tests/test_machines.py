@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from urllib.request import urlopen
 
 import pytest
 
 from dstack.api import Client, Profile, RetryPolicy, Run, RunStatus, Task
-from dstack_core.testing import Event, Fleet, wait_until
-from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed
+from dstack_core.testing import Event, Fleet
+from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed, served_through_attach
 from tests.support.ec2 import Ec2
 from tests.support.homes import Home, ended
 
@@ -60,21 +59,7 @@ def test_a_task(client: Client, cloud: Ec2, fleet: Fleet, home: Home) -> None:
 
 def test_attaching(client: Client, cloud: Ec2) -> None:
     """A port of the instance is fetched from here, over SSH, with the user's own key, which is in its user-data."""
-    run = submit(client, "echo hello >page; exec python3 -m http.server 8000", ports=("*:8000",))
-    assert run.attach(), account(run)
-
-    def fetched() -> bool:
-        assert run.ports is not None
-        try:
-            with urlopen(f"http://127.0.0.1:{run.ports[8000]}/page", timeout=30) as page:
-                return bool(page.read() == b"hello\n")
-        except OSError:
-            return False
-
-    wait_until(fetched, timeout=LONG, what="the page")
-    run.stop()
-    assert run.ports is None
-    assert ended(run, LONG).status is RunStatus.TERMINATED
+    served_through_attach(client, "aws", KIND)
     nothing_billed(cloud)
 
 

@@ -9,7 +9,7 @@ import pytest
 from dstack.api import Client, Profile, RetryPolicy, Run, RunStatus, Task
 from dstack_core.testing import Event, Fault, Fleet, wait_until
 from tests.support.azure import Azure
-from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed
+from tests.support.booting_cloud import LONG, configure, machine_of, nothing_billed, served_through_attach
 from tests.support.homes import Home, ended
 
 pytestmark = pytest.mark.machines
@@ -55,6 +55,12 @@ def test_a_task(client: Client, cloud: Azure, fleet: Fleet, home: Home) -> None:
     shown += f"{account(run)} {home.log()}"
     assert SECRET not in shown
     assert cloud.config()["creds"]["client_secret"] not in shown
+
+
+def test_attaching(client: Client, cloud: Azure) -> None:
+    """A port of the instance is fetched from here, over SSH, with the user's own key."""
+    served_through_attach(client, "azure", KIND)
+    nothing_billed(cloud)
 
 
 def test_a_task_that_is_stopped(client: Client, cloud: Azure) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from dstack.api import Client, Profile, RetryPolicy, Run, RunStatus, Task
 from dstack_core.testing import Event, Fleet
-from tests.support.booting_cloud import LONG, configure, fail_at, machine_of, nothing_billed
+from tests.support.booting_cloud import LONG, configure, fail_at, machine_of, nothing_billed, served_through_attach
 from tests.support.gcp import Gcp
 from tests.support.homes import Home, ended
 
@@ -65,6 +65,12 @@ def test_a_task(client: Client, cloud: Gcp, fleet: Fleet, home: Home) -> None:
     shown = f"{server.labels} {cloud.server(server.id).body} {account(run)} {home.log()}"
     assert SECRET not in shown
     assert json.loads(cloud.config()["creds"]["data"])["private_key"] not in shown
+
+
+def test_attaching(client: Client, cloud: Gcp) -> None:
+    """A port of the instance is fetched from here, over SSH, with the user's own key."""
+    served_through_attach(client, "gcp", KIND)
+    nothing_billed(cloud)
 
 
 def test_a_task_that_is_stopped(client: Client, cloud: Gcp) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from dstack.api import Client, Profile, Run, RunStatus, Task
 from dstack_core.testing import Fleet, wait_until
-from tests.support.booting_cloud import LONG, configure, fail_at, machine_of, nothing_billed
+from tests.support.booting_cloud import LONG, configure, fail_at, machine_of, nothing_billed, served_through_attach
 from tests.support.homes import Home, ended
 from tests.support.lambda_cloud import LambdaCloud
 
@@ -64,6 +64,12 @@ def test_a_task(client: Client, cloud: LambdaCloud, fleet: Fleet, lambda_home: H
     assert SECRET not in shown
     assert cloud.config()["api_key"] not in shown
     assert len(cloud.keys) == 1
+
+
+def test_attaching(client: Client, cloud: LambdaCloud) -> None:
+    """A port of the instance is fetched from here, over SSH, with the user's own key."""
+    served_through_attach(client, "lambda", KIND)
+    nothing_billed(cloud)
 
 
 def test_stop(client: Client, cloud: LambdaCloud) -> None:
