@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from benchmarks import peers
+from benchmarks.amazon import amazon
 from benchmarks.booted import cloud_of_machines, seconds_added
 from benchmarks.measure import (
     Import,
@@ -158,6 +159,20 @@ def plan(quick: bool) -> Iterator[Row]:
     yield Row(what=what, ours=median(result["seconds"]) * 1000, unit="ms", floor=20, aim=10)
 
 
+def amazon_plan(quick: bool) -> Iterator[Row]:
+    """A plan over all that Amazon sells, read from the cache on the disk by a server that was just started."""
+    with amazon() as (home, count):
+        first = home.run("plan.py", "aws", "1")["seconds"][0]
+        few = home.run("plan.py", "aws", str(50 if quick else 200))
+        home.run("plan.py", "aws", "1", "any")
+        every = home.run("plan.py", "aws", str(50 if quick else 200), "any")
+    of = f"of {count:,} of Amazon"
+    yield Row(what=f"first plan over {few['offers']:,} {of}, server and SDK cold", ours=first * 1000, unit="ms")
+    for result in (few, every):
+        what = f"plan over {result['offers']:,} {of}, cache warm, median"
+        yield Row(what=what, ours=median(result["seconds"]) * 1000, unit="ms", floor=30)
+
+
 def logs(quick: bool) -> Iterator[Row]:
     """A task that prints as fast as it can, read by a client that compares every byte."""
     size = GIB // 8 if quick else GIB
@@ -289,6 +304,7 @@ SECTIONS: dict[str, Callable[[bool], Iterator[Row]]] = {
     "rate": rate,
     "burst": burst,
     "plan": plan,
+    "amazon": amazon_plan,
     "logs": logs,
     "upload": upload,
     "idle": idle,
