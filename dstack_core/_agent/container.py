@@ -78,7 +78,8 @@ class InContainer:
             self._workdir = _inside(working_dir(self._spec, self._directory), job_folder(self._directory))
         self._engine = yield from _find_engine()
         image = yield from self._image()
-        with open(os.path.join(self._directory, NOTE), "w", encoding="utf-8") as note:
+        handle = os.open(os.path.join(self._directory, NOTE), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(handle, "w", encoding="utf-8") as note:
             note.write("%s\n%s" % (self._engine, self._label()))
         try:
             yield from self._create(image, terminal)

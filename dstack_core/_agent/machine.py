@@ -50,7 +50,8 @@ class OnMachine:
         if self._spec.service_port is not None:
             yield from self._listen(env, self._spec.service_port)
         place = working_dir(self._spec, self._directory)
-        with open(os.path.join(self._directory, FOLDER), "w", encoding="utf-8", errors="surrogateescape") as note:
+        handle = os.open(os.path.join(self._directory, FOLDER), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with open(handle, "w", encoding="utf-8", errors="surrogateescape") as note:
             note.write(place)
         try:
             self.pid = spawn(self._argv(), env, place, terminal.slave, give_way=True)

@@ -72,7 +72,7 @@ def _make(path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as folder:
         fresh = Path(folder) / path.name
         _keygen("-t", "ed25519", "-N", "", "-C", "dstack", "-f", str(fresh))
-        replace(path.with_name(f"{path.name}.pub"), fresh.with_name(f"{path.name}.pub").read_bytes(), 0o644)
+        replace(path.with_name(f"{path.name}.pub"), fresh.with_name(f"{path.name}.pub").read_bytes())
         fresh.replace(path)
 
 
