@@ -72,6 +72,7 @@ class Attachment:
             raise
 
     def _open(self, port: int, local: int | None, target: int | None) -> None:
+        wished = local
         if self._reserved is not None and port in self._reserved.ports:
             local, held = self._reserved.ports[port], self._reserved.take(port)
         else:
@@ -82,7 +83,10 @@ class Attachment:
                 held.close()
             self.ports[port] = target
             return
-        listener = held or (listen(local, port) if local is not None else listen_from(port))
+        # Where any will do, one that was free at the submit, and not held for this run, may be another's by now.
+        listener = held or (
+            listen(wished, port) if wished is not None else listen_from(port if local is None else local)
+        )
         self._listeners[port] = listener
         self.ports[port] = listener.getsockname()[1]
 

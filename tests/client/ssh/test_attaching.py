@@ -7,13 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from dstack.api import AttachError, ConfigurationError, PortUsedError, Run, RunStatus
 from dstack.api.server import APIClient
-from dstack_core._client.ports import listen
+from dstack_core._client.ports import PortReservation, listen
+from dstack_core._client.run import SubmittedRun
 from dstack_core._client.ssh.login import Login
 from dstack_core.testing import wait_until
 from tests.client.scripted import ScriptedServer, json_of, located, log_piece, run_model
@@ -64,6 +66,19 @@ def test_its_ports_are_here_and_it_has_a_name(run: Run, user: Path) -> None:
     assert run.ports is None
     assert not (user / ".ssh").exists()
     assert children() == []
+
+
+def test_any_port_may_be_another_one_by_then(run: Run, api: APIClient, key: Path) -> None:
+    """At the submit it is only looked at, as the job might listen there itself: by now another program may have it."""
+    submitted = SubmittedRun(api, run._model, PortReservation([(80, None)], job_listens_here=True), key)
+    with ExitStack() as stack:
+        with suppress(PortUsedError):
+            stack.enter_context(listen(80))
+        stack.enter_context(submitted)
+        assert submitted.attach()
+        assert submitted.ports is not None
+        assert submitted.ports[80] != 80
+        assert heard(submitted.ports[80]) == b"hello"
 
 
 def test_a_break_ends_it(run: Run, user: Path) -> None:
