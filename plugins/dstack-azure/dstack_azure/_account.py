@@ -21,6 +21,7 @@ from azure.mgmt.core.policies import ARMChallengeAuthenticationPolicy
 from dstack_azure._calls import action_of
 from dstack_azure._config import AzureConfig, ClientSecret
 from dstack_azure._errors import SDK_ERRORS, of_web, translated
+from dstack_core.plugin import UnknownOutcomeError
 
 _CONNECT_TIMEOUT, _READ_TIMEOUT = 5, 25
 """Seconds. Together shorter than `hook_timeout`, so that it is us who say what is known."""
@@ -41,16 +42,16 @@ class Account:
         self._config = config
         self._lock = threading.Lock()
         self._clients: dict[str, _Client] = {}
-        self._web: httpx.Client | None = None
+        self._closed = False
         self._credential: TokenCredential | None = None
 
     def close(self) -> None:
         """Closes the connections."""
         with self._lock:
+            self._closed = True
             clients, self._clients = list(self._clients.values()), {}
-            web, self._web = self._web, None
             credential, self._credential = self._credential, None
-        for client in [*clients, web, credential]:
+        for client in [*clients, credential]:
             close = getattr(client, "close", None)
             if close is not None:
                 close()
@@ -123,15 +124,12 @@ class Account:
         return response
 
     def web(self) -> httpx.Client:
-        """For the prices, which are no part of the SDK."""
-        with self._lock:
-            if self._web is None:
-                self._web = httpx.Client(
-                    verify=_trust(self._config.ca_bundle),
-                    timeout=httpx.Timeout(_READ_TIMEOUT, connect=_CONNECT_TIMEOUT),
-                    headers={"User-Agent": "dstack-azure"},
-                )
-            return self._web
+        """For the prices, which are no part of the SDK. To be closed: they may be read when this is no longer."""
+        return httpx.Client(
+            verify=_trust(self._config.ca_bundle),
+            timeout=httpx.Timeout(_READ_TIMEOUT, connect=_CONNECT_TIMEOUT),
+            headers={"User-Agent": "dstack-azure"},
+        )
 
     def _method(self, operation: str) -> Any:
         action_of(operation)
@@ -147,6 +145,9 @@ class Account:
         return client
 
     def _new_client(self, name: str) -> _Client:
+        if self._closed:
+            # A thread that still reads in the background: nobody would close what is made for it now.
+            raise UnknownOutcomeError("This connection to Azure was closed meanwhile.")
         if self._credential is None:
             self._credential = _credential(self._config)
         scope = f"{self._config.base_url}/.default"
@@ -233,16 +234,17 @@ def pages(account: Account, url: str, params: dict[str, str]) -> Iterator[dict[s
     """
     following: str | None = url
     wanted: dict[str, str] | None = params
-    while following:
-        entries, following = _page(account, following, wanted)
-        yield from entries
-        # The address of the next one has them in it.
-        wanted = None
+    with account.web() as web:
+        while following:
+            entries, following = _page(web, following, wanted)
+            yield from entries
+            # The address of the next one has them in it.
+            wanted = None
 
 
-def _page(account: Account, url: str, params: dict[str, str] | None) -> tuple[list[dict[str, Any]], str | None]:
+def _page(web: httpx.Client, url: str, params: dict[str, str] | None) -> tuple[list[dict[str, Any]], str | None]:
     try:
-        response = account.web().get(url, params=params)
+        response = web.get(url, params=params)
         response.raise_for_status()
         page = response.json()
         return list(page["Items"]), page.get("NextPageLink")
